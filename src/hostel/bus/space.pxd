@@ -1,0 +1,26 @@
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+# A device's answer to port or memory-mapped I/O. Compiled devices override read/write and run without
+# the GIL; devices in plain Python derive from PyRegion and define read_py/write_py.
+cdef class Region:
+    cdef readonly str name
+    cdef uint64_t read(self, uint64_t offset, int size) noexcept nogil
+    cdef void write(self, uint64_t offset, int size, uint64_t value) noexcept nogil
+
+cdef class PyRegion(Region):
+    cdef uint64_t read(self, uint64_t offset, int size) noexcept nogil
+    cdef void write(self, uint64_t offset, int size, uint64_t value) noexcept nogil
+
+cdef struct Window:
+    uint64_t base
+    uint64_t size
+    void* region
+
+cdef class Space:
+    cdef readonly str name
+    cdef list regions
+    cdef Window windows[128]
+    cdef int count
+    cdef public uint64_t unclaimed
+    cdef uint64_t read(self, uint64_t address, int size) noexcept nogil
+    cdef void write(self, uint64_t address, int size, uint64_t value) noexcept nogil

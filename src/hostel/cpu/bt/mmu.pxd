@@ -1,0 +1,44 @@
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from hostel.cpu.bt.vcpu cimport VCpu
+
+# Every function that returns int here: 0 = done, -1 = an exception is pending in c (exception_pending, exc_*).
+
+# Record an exception (fault) to be delivered; never overwrites cr2 itself.
+cdef void raise_exception(VCpu* c, int vector) noexcept nogil                       # no error code
+cdef void raise_error(VCpu* c, int vector, uint32_t error) noexcept nogil          # with one
+cdef void raise_page_fault(VCpu* c, uint64_t va, uint32_t error) noexcept nogil
+
+# Which TLB table accesses at the present CPL and AC use.
+cdef int current_table(VCpu* c) noexcept nogil
+
+# Walk the guest's page tables for `va` (linear). access: ACCESS_*; table: TLB_* (the privilege). Sets A, and D for
+# writes, atomically. On success *gpa is the guest-physical address and *size_log2 the page size (12, 21, 30) and
+# *attr gets bit 0: writable without a new walk (D set already and W allowed), bit 1: global.
+# Without paging: *gpa = va (A20 is always on).
+cdef int walk(VCpu* c, uint64_t va, int access, int table, uint64_t* gpa, int* size_log2, int* attr) noexcept nogil
+
+# Translate for data access; fills the TLB where the page is RAM. Returns 0 with *host set to the byte's host
+# address (NULL: MMIO, or no memory there, or a write to ROM, or a write to a page that holds translated code; then *gpa tells).
+cdef int lookup(VCpu* c, uint64_t va, int access, int table, uint8_t** host, uint64_t* gpa) noexcept nogil
+
+# Translate for instruction fetch through the ITLB.
+cdef int lookup_exec(VCpu* c, uint64_t va, uint64_t* gpa) noexcept nogil
+
+# Move bytes between the guest's linear memory and a buffer, as the processor itself does for descriptor tables,
+# stacks and TSS (system = True: supervisor access whatever CPL) or as the program does (False). May cross pages;
+# a write is checked on all its pages before the first byte is stored. MMIO reads give ones, MMIO writes are dropped (counted).
+# Writes to pages with translated code call cache.invalidate_range through c.machine.
+cdef int read_linear(VCpu* c, uint64_t va, void* buffer, int size, bint system) noexcept nogil
+cdef int write_linear(VCpu* c, uint64_t va, const void* buffer, int size, bint system) noexcept nogil
+# Both for seg:offset with segment checks (limit, type, canonical; #GP/#SS(0) as the SDM says)
+cdef int read_segment(VCpu* c, int seg, uint64_t offset, void* buffer, int size) noexcept nogil
+cdef int write_segment(VCpu* c, int seg, uint64_t offset, const void* buffer, int size) noexcept nogil
+cdef int segment_linear(VCpu* c, int seg, uint64_t offset, int size, bint write, uint64_t* linear) noexcept nogil
+
+cdef void flush_tlb(VCpu* c, bint keep_global) noexcept nogil    # also the ITLB and jump caches
+cdef void flush_page(VCpu* c, uint64_t va) noexcept nogil        # INVLPG: every table, large pages too
+# Writes to guest-physical page `gpa` must be seen again (it now holds translated code): drop tag_w of entries for that host page.
+cdef void protect_page(VCpu* c, uint8_t* host_page) noexcept nogil
+
+# The hook by which mmu tells the code cache of a write to a page that holds translated code (set by run.py):
+cdef void (*on_code_write)(VCpu* c, uint64_t gpa, int size) noexcept nogil

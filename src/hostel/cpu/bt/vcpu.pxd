@@ -1,0 +1,211 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from hostel.cpu.engine cimport Exit
+from hostel.memory.ram cimport Slot
+from hostel.cpu.bt.insn cimport Insn
+
+cdef enum:
+    TLB_BITS = 12
+    TLB_SIZE = 4096           # entries a table
+    ITLB_SIZE = 256
+
+cdef enum:                    # TLB tables: what may be touched depends on who asks
+    TLB_USER = 0              # CPL 3
+    TLB_KERNEL = 1            # CPL < 3, supervisor pages only (SMAP on, AC = 0)
+    TLB_KERNEL_AC = 2         # CPL < 3, all pages (SMAP off, or AC = 1)
+    TLB_COUNT = 3
+
+cdef enum:                    # kinds of access
+    ACCESS_READ = 0
+    ACCESS_WRITE = 1
+    ACCESS_EXEC = 2
+    ACCESS_RW = 3             # read-modify-write: checked as a write
+
+# EFLAGS bits
+cdef enum:
+    FL_CF = 1
+    FL_PF = 4
+    FL_AF = 0x10
+    FL_ZF = 0x40
+    FL_SF = 0x80
+    FL_TF = 0x100
+    FL_IF = 0x200
+    FL_DF = 0x400
+    FL_OF = 0x800
+    FL_IOPL = 0x3000
+    FL_NT = 0x4000
+    FL_RF = 0x10000
+    FL_VM = 0x20000
+    FL_AC = 0x40000
+    FL_VIF = 0x80000
+    FL_VIP = 0x100000
+    FL_ID = 0x200000
+    FL_ARITH = 0x8D5
+
+cdef enum:                    # exception vectors
+    X_DE = 0
+    X_DB = 1
+    X_NMI = 2
+    X_BP = 3
+    X_OF = 4
+    X_BR = 5
+    X_UD = 6
+    X_NM = 7
+    X_DF = 8
+    X_TS = 10
+    X_NP = 11
+    X_SS = 12
+    X_GP = 13
+    X_PF = 14
+    X_MF = 16
+    X_AC = 17
+    X_XM = 19
+
+# The mode that translated code is keyed by (VCpu.mode); system.update_mode() computes it from the state.
+cdef enum:
+    MODE_USER = 1             # CPL 3
+    MODE_AC = 2               # uses TLB_KERNEL_AC
+    MODE_CODE64 = 4           # CS.L with EFER.LMA
+    MODE_CODE32 = 8           # CS.D (neither: 16 bit)
+    MODE_SS32 = 16            # SS.B (64-bit code implies a 64-bit stack)
+    MODE_FLAT = 32            # ES CS SS DS all have base 0 and limit 4 GiB, or 64-bit code: no segment arithmetic but FS/GS
+    MODE_NOFPU = 64           # CR0.TS or CR0.EM: x87/SSE raise #NM (or #UD)
+    MODE_NOSSE = 128          # CR4.OSFXSR = 0: SSE raises #UD
+    MODE_NOAVX = 256          # CR4.OSXSAVE = 0 or XCR0.AVX = 0: VEX raises #UD
+    MODE_DF = 512             # EFLAGS.DF = 1
+    MODE_TF = 1024            # EFLAGS.TF = 1: blocks of one instruction
+    MODE_LONG = 2048          # EFER.LMA
+    MODE_TSD = 4096           # CR4.TSD and CPL 3: rdtsc raises #GP
+    MODE_PE = 8192            # CR0.PE
+
+cdef struct Segment:
+    uint64_t base
+    uint32_t limit            # in bytes, scaled by G
+    uint16_t selector
+    uint16_t attr             # descriptor bits 40..47 in 0..7 (type, S, DPL, P), bits 52..55 in 12..15 (AVL, L, D/B, G); 0 = unusable
+
+cdef struct Table:            # GDTR, IDTR
+    uint64_t base
+    uint16_t limit
+
+cdef struct TlbEntryInfo:
+    uint64_t va               # page address; for flushes
+    bint is_global
+
+# All of one virtual CPU that compiled code touches; host GS points here while guest code runs.
+# Rules: outside translated code everything architectural is here and exact. r[] holds the registers in
+# encoding order, rip the offset in CS. Flags are split: `eflags` holds ALL bits (system.execute may read and
+# write it whole), and the run loop moves the arithmetic ones between it and the host.
+cdef struct VCpu:
+    uint64_t self                       # gs:[0]
+    uint64_t r[16]
+    uint64_t rip
+    uint64_t eflags                     # bit 1 always set
+    uint64_t poll                       # address that translated code reads at back edges; 0 makes it fault: the kick
+    uint64_t poll_sti                   # the same after STI; 0 while an interrupt waits for IF
+    uint64_t poll_word                  # what poll points to
+    uint64_t flags_saved                # translated code: lahf/seto form, ax
+    uint64_t scratch[8]                 # translated code: spilled registers
+    uint64_t host_rsp
+    uint64_t site                       # translated code: what asked to leave
+    uint64_t target                     # translated code: s1 at the exit (jump target, address ...)
+    uint64_t host_pc                    # where translated code goes on, if it does
+    uint32_t mode                       # MODE_*
+    uint32_t exit_code
+    # -- segments and system registers
+    Segment seg[6]
+    Segment ldtr
+    Segment tr
+    Table gdtr
+    Table idtr
+    uint64_t cr0, cr2, cr3, cr4
+    uint64_t xcr0
+    uint64_t efer
+    uint64_t dr[8]
+    uint8_t cpl
+    uint8_t inhibit                     # 1: the next instruction runs before any interrupt (STI, MOV SS)
+    uint8_t halted
+    uint8_t wait_sipi
+    uint8_t nmi_blocked
+    uint8_t nmi_pending
+    uint8_t exception_pending           # 1: exc_* below is to be delivered
+    uint8_t exc_vector
+    uint8_t exc_has_error
+    uint8_t exc_soft                    # INT n / INT3 / INTO: DPL check, rip after the instruction
+    uint8_t phys_bits
+    uint8_t exc_length                  # exc_soft: bytes from the instruction to rip (a fault in delivery points back at it)
+    uint8_t exc_trap                    # the #DB is a trap: RF is not set in the pushed image
+    uint8_t access_seg                  # segment of the access under way: lookup's #SS or #GP for non-canonical addresses
+    uint8_t io_kind                     # what finish_io has to do: 0 nothing, 1 IN, 2 INS
+    uint8_t io_addrsize, io_rep, io_length
+    uint32_t exc_error
+    uint64_t exc_cr2                    # goes to cr2 when a #PF is delivered
+    uint64_t pdpte[4]                   # PAE paging: loaded with CR3
+    # -- MSRs
+    uint64_t msr_star, msr_lstar, msr_cstar, msr_sfmask
+    uint64_t msr_kernel_gs_base
+    uint64_t msr_sysenter_cs, msr_sysenter_esp, msr_sysenter_eip
+    uint64_t msr_tsc_aux
+    uint64_t msr_pat
+    uint64_t msr_misc_enable
+    uint64_t msr_spec_ctrl
+    uint64_t msr_debugctl
+    uint64_t msr_mtrr[32]               # fixed, variable, deftype
+    uint64_t msr_kvm_system_time, msr_kvm_wall_clock, msr_kvm_poll, msr_kvm_steal, msr_kvm_async_pf, msr_kvm_eoi
+    uint64_t msr_tsc_adjust
+    uint64_t tsc_offset                 # guest TSC = host TSC + tsc_offset
+    # -- vector and x87 state while guest code is not running (ymm always, x87/mxcsr only across run())
+    uint32_t mxcsr
+    uint32_t pad0
+    uint8_t ymm[512]                    # 16 x 32 bytes
+    uint8_t fx[512]                     # FXSAVE64 image, 16-byte aligned
+    # -- accesses that go piecewise (MMIO, page crossings, writes to translated code)
+    uint8_t bounce[128]
+    uint64_t bounce_va
+    uint32_t bounce_size
+    uint32_t bounce_kind
+    int32_t mmio_answers                # how many answers of this instruction are known
+    int32_t mmio_next
+    uint64_t mmio_answer[16]
+    Exit io                             # the exit that run() is to return
+    # -- the machine around
+    Slot* slots
+    int32_t slot_count
+    int32_t index
+    int32_t vcpus                       # of the whole machine (CPUID topology); 0 counts as 1
+    void* owner                         # the BtVcpu object (borrowed)
+    void* apic                          # InterruptController (borrowed)
+    void* machine                       # the BtEngine object (borrowed)
+    # -- counters
+    uint64_t n_exits[64]
+    uint64_t n_tlb_miss, n_tlb_fill, n_tlb_flush, n_exceptions, n_interrupts, n_system, n_translated_insns, n_blocks
+    uint64_t n_lookups, n_faults, n_polls, n_twin, n_smc, n_syscalls
+    uint64_t n_exception[32]
+    # -- translation caches. tag_* hold the page's address where the access may go straight to host memory,
+    # else an address that no access can have (bit 0 set)
+    uint64_t tag_r[TLB_COUNT][TLB_SIZE]
+    uint64_t tag_w[TLB_COUNT][TLB_SIZE]
+    uint64_t page[TLB_COUNT][TLB_SIZE]       # host address of the page
+    TlbEntryInfo info[TLB_COUNT][TLB_SIZE]
+    uint64_t itlb_va[TLB_COUNT][ITLB_SIZE]   # page address | 1 when empty
+    uint64_t itlb_gpa[TLB_COUNT][ITLB_SIZE]
+    uint8_t itlb_global[TLB_COUNT][ITLB_SIZE]
+    uint64_t jump_cache[TLB_COUNT][4096]     # host addresses of landing pads, hashed by target
+    uint64_t jump_miss                       # what an empty jump_cache entry holds: the miss stub
+    # -- which entries of these caches are in use, so that a flush costs what was filled (mmu.py)
+    int32_t tlb_local_count[TLB_COUNT]
+    int32_t tlb_global_count[TLB_COUNT]
+    int32_t itlb_local_count[TLB_COUNT]
+    int32_t itlb_global_count[TLB_COUNT]
+    int32_t jump_local_count[TLB_COUNT]
+    int32_t jump_global_count[TLB_COUNT]
+    uint16_t tlb_local[TLB_COUNT][TLB_SIZE]
+    uint16_t tlb_global[TLB_COUNT][TLB_SIZE]
+    uint16_t itlb_local[TLB_COUNT][ITLB_SIZE]
+    uint16_t itlb_global_list[TLB_COUNT][ITLB_SIZE]
+    uint16_t jump_local[TLB_COUNT][4096]
+    uint16_t jump_global[TLB_COUNT][4096]
+    uint8_t tlb_listed[TLB_COUNT][TLB_SIZE]  # bit 0: in the local list, bit 1: in the global one
+    uint8_t itlb_listed[TLB_COUNT][ITLB_SIZE]
+    uint8_t jump_listed[TLB_COUNT][4096]
+    uint64_t jump_pages[64]                  # bit (page number & 4095): the jump cache may hold a target in that page
+    uint64_t large_pages[64]                 # bit (2 MiB region & 4095): TLBs may hold pieces of a large page there
