@@ -1,0 +1,164 @@
+"""The recipe of ``micro``, the default image: Debian's cloud kernel and busybox, nothing else.
+
+A kernel as Debian ships it, and an initramfs with busybox, the agent as init and the modules that
+virtio devices and the usual file systems need. The whole is made in memory from two verified packages.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from hostel.base.errors import ImageError
+from hostel.images import cpio, deb
+from hostel.images.debian import Archive, Package
+from hostel.images.modules import Module, ModuleSet, builtin_file
+
+KERNEL = "linux-image-cloud-amd64"  # a metapackage: it depends on the current version's package
+BUSYBOX = "busybox-static"
+
+# A PCI function's vendor and device, as /proc/bus/pci/devices writes them, and the modules that drive it.
+# virtio 1.2, 4.1.2.1: 0x1040 + device type; 0x1000 to 0x103f are the transitional numbers.
+BOOT_MODULES = {
+    "1af41000 1af41041": ["virtio_pci", "virtio_net"],
+    "1af41001 1af41042": ["virtio_pci", "virtio_blk"],
+    "1af41003 1af41043": ["virtio_pci", "virtio_console"],
+    "1af41005 1af41044": ["virtio_pci", "virtio_rng"],
+    "1af41002 1af41045": ["virtio_pci", "virtio_balloon"],
+    "1af41004 1af41048": ["virtio_pci", "virtio_scsi"],
+    "1af41053": ["virtio_pci", "vmw_vsock_virtio_transport"],
+    "1af4105a": ["virtio_pci", "virtiofs"],
+}
+MORE_MODULES = "virtio_mmio overlay squashfs fuse af_packet vsock".split()
+OPTIONAL_MODULES = "virtio_mem virtio_pmem crc32c_generic crc32c_intel crc32_pclmul libcrc32c loop tun veth bridge".split()
+
+CMDLINE = "console=ttyS0"
+SOURCES = ("micro.py", "cpio.py", "modules.py", "agent.py", "tiny.py", "asm.py")
+
+
+def recipe() -> str:
+    """A hash of what makes the image besides the packages: it changes when a newer hostel builds otherwise."""
+    here = Path(__file__).parent
+    total = hashlib.sha256()
+    for name in SOURCES:
+        path = here / name
+        total.update(path.read_bytes() if path.exists() else b"")
+    return total.hexdigest()[:16]
+
+
+def resolve(archive: Archive) -> list[Package]:
+    """The packages in their current versions: the kernel's, then busybox."""
+    meta = archive.package(KERNEL)
+    match = re.search(r"\b(linux-image-\d[^\s,(]*)", meta.depends)
+    if not match:
+        raise ImageError(f"{KERNEL} {meta.version} names no kernel package")
+    return [archive.package(match[1]), archive.package(BUSYBOX)]
+
+
+def build(files: list[Path], folder: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Writes ``kernel`` and ``initrd`` into ``folder`` from the packages; returns what to note about them."""
+    say("unpacking the kernel")
+    kernel, modules, version = read_kernel(files[0])
+    say("making the initramfs")
+    busybox = read_busybox(files[1])
+    (folder / "kernel").write_bytes(kernel)
+    (folder / "initrd").write_bytes(initramfs(busybox, modules, version))
+    return {"kernel_version": version, "cmdline": CMDLINE}
+
+
+def read_kernel(package: Path) -> tuple[bytes, ModuleSet, str]:
+    """The bzImage, the modules that are wanted with their needs, and the kernel's version."""
+    image, builtin, found = b"", "", []
+    for member in deb.members(package, lambda path: re.match(r"boot/vmlinuz-|(usr/)?lib/modules/", path)):
+        path = member.path.removeprefix("usr/")
+        if path.startswith("boot/"):
+            image = member.data
+            version = path.removeprefix("boot/vmlinuz-")
+        elif path.endswith("/modules.builtin"):
+            builtin = member.data.decode("latin-1")
+        elif re.search(r"\.ko(\.xz|\.zst|\.gz)?$", path):
+            relative = path.split("/", 3)[3]
+            plain_path = re.sub(r"\.(xz|zst|gz)$", "", relative)
+            data = member.data if plain_path == relative else deb.unpacked(relative, member.data)
+            found.append(Module(plain_path, data))
+    if not image or not found:
+        raise ImageError(f"{package.name} holds no kernel")
+    return image, ModuleSet(found, builtin_file(builtin)), version
+
+
+def read_busybox(package: Path) -> bytes:
+    for member in deb.members(package, lambda path: path in ("bin/busybox", "usr/bin/busybox")):
+        return member.data
+    raise ImageError(f"{package.name} holds no busybox")
+
+
+def applets(busybox: bytes) -> list[str]:
+    """The names that busybox answers to, from the table of them in its data.
+
+    The table is sorted and holds each name with a NUL after it (busybox, applets/applet_tables.c); running
+    ``busybox --list`` would say the same, but nothing of an image's runs on the host.
+    """
+    start = busybox.find(b"\0[\0[[\0") + 1
+    table = busybox[start : busybox.find(b"\0\0", start)] if start else b""
+    names = table.decode("latin-1").split("\0")
+    if not {"sh", "mount", "poweroff", "ls"} <= set(names) or len(names) > 500:
+        raise ImageError("busybox has no table of applets where one is expected")
+    return [name for name in names if re.fullmatch(r"[a-z0-9_.\[-]+", name)]
+
+
+def initramfs(busybox: bytes, modules: ModuleSet, version: str) -> bytes:
+    tree = cpio.Tree()
+    # The kernel opens /dev/console for init before init can mount anything.
+    tree.device("dev/console", "c", 5, 1)
+    tree.device("dev/null", "c", 1, 3, 0o666)
+    for path in ("proc", "sys", "run", "mnt", "root", "var/tmp", "etc", "usr"):
+        tree.folder(path)
+    tree.folder("tmp", 0o1777)
+    tree.file("bin/busybox", busybox, 0o755)
+    for name in applets(busybox):
+        if name != "busybox":
+            tree.link(f"bin/{name}", "busybox")
+    for path, target in {"sbin": "bin", "usr/bin": "../bin", "usr/sbin": "../bin", "var/run": "../run"}.items():
+        tree.link(path, target)
+    tree.file("init", INIT.encode(), 0o755)
+    for path, text in ETC.items():
+        tree.file(f"etc/{path}", text.encode())
+    add_modules(tree, modules, version)
+    return tree.pack()
+
+
+def add_modules(tree: cpio.Tree, modules: ModuleSet, version: str) -> None:
+    names = [name for row in BOOT_MODULES.values() for name in row] + MORE_MODULES
+    names += [name for name in OPTIONAL_MODULES if name in modules.modules]
+    chosen = modules.order(names)
+    base = f"lib/modules/{version}"
+    for module in chosen:
+        tree.file(f"{base}/{module.path}", module.data)
+    tree.file(f"{base}/modules.dep", modules.dep_file(chosen).encode())
+    tree.file(f"{base}/modules.alias", modules.alias_file(chosen).encode())
+    tree.file(f"{base}/modules.builtin", "".join(f"kernel/{n}.ko\n" for n in sorted(modules.builtin)).encode())
+    lines = [
+        f"{number} /{base}/{module.path}\n"
+        for row, wanted in BOOT_MODULES.items()
+        for number in row.split()
+        for module in modules.order(wanted)
+    ]
+    tree.file("lib/modules/boot", "".join(lines).encode())
+
+
+ETC = {
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "hostname": "hostel\n",
+    "profile": "export PS1='\\u@\\h:\\w\\$ '\nalias ll='ls -l'\n",
+    "os-release": 'NAME="hostel micro"\nID=hostel-micro\nPRETTY_NAME="hostel micro (Debian kernel, busybox)"\n',
+}
+
+INIT = """#!/bin/sh
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts
+exec 0</dev/ttyS0 1>/dev/ttyS0 2>/dev/ttyS0
+export PS1='\\w # ' HOME=/root PATH=/bin
+exec setsid -c sh
+"""

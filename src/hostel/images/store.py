@@ -1,0 +1,173 @@
+"""The images on this machine: ``HOME/images/NAME/`` with ``image.toml``, ``kernel`` and ``initrd``.
+
+``ensure`` makes an image that hostel has a recipe for on first use, under a lock, and again when a newer
+hostel's recipe differs; then from the same packages while the cache has them, so that it needs no network.
+"""
+
+import datetime
+import json
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hostel._version import __version__
+from hostel.base import atomic, paths
+from hostel.base.errors import ImageError
+from hostel.images import micro
+from hostel.images.debian import Archive, Package
+from hostel.images.fetch import Bar, Progress, digest
+
+RECIPES = {"micro": micro}
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image on disk, ready to boot."""
+
+    name: str
+    folder: Path
+    cmdline: str
+    kernel_version: str
+    recipe: str
+    created: str
+    packages: list[dict] = field(default_factory=list)
+
+    @property
+    def kernel(self) -> Path:
+        return self.folder / "kernel"
+
+    @property
+    def initrd(self) -> Path:
+        return self.folder / "initrd"
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+
+def ensure(name: str = "micro", progress: Progress | None = None, say: Callable[[str], None] | None = None) -> Image:
+    """The image ``name``, made first if need be. Raises ImageError."""
+    image = find(name)
+    if image and (name not in RECIPES or image.recipe == RECIPES[name].recipe()):
+        return image
+    if name not in RECIPES:
+        raise unknown(name)
+    with locked(name):
+        image = find(name)  # another process may have made it while this one waited
+        if image and image.recipe == RECIPES[name].recipe():
+            return image
+        return make(name, Archive(progress=progress or Bar()), say or tell, image)
+
+
+def pull(name: str, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> Image:
+    """Makes the image ``name`` from the packages' current versions, unless it is so already."""
+    if name not in RECIPES:
+        raise unknown(name)
+    archive = Archive(progress=progress or Bar())
+    with locked(name):
+        current = find(name)
+        packages = RECIPES[name].resolve(archive)
+        if current and current.recipe == RECIPES[name].recipe():
+            if [entry["sha256"] for entry in current.packages] == [package.sha256 for package in packages]:
+                return current
+        return make(name, archive, say or tell, None, packages)
+
+
+def make(
+    name: str, archive: Archive, say: Callable[[str], None], old: Image | None, packages: list[Package] | None = None
+) -> Image:
+    recipe = RECIPES[name]
+    if packages is None and old:
+        noted = [Package(**entry) for entry in old.packages]
+        if noted and all(archive.cached(package) for package in noted):
+            packages = noted
+    packages = packages or recipe.resolve(archive)
+    files = [archive.fetch(package) for package in packages]
+    with atomic.replacing_folder(folder(name)) as new:
+        notes = recipe.build(files, new, say)
+        (new / "image.toml").write_text(described(name, recipe.recipe(), notes, packages, new))
+    image = find(name)
+    assert image is not None
+    return image
+
+
+def described(name: str, recipe: str, notes: dict[str, str], packages: list[Package], where: Path) -> str:
+    """The text of image.toml. JSON's strings are TOML's basic strings."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    top = {"name": name, "recipe": recipe, "created": now, "hostel": __version__, **notes}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
+    for path in sorted(where.iterdir()):
+        lines += ["", f"[files.{path.name}]", f"size = {path.stat().st_size}", f'sha256 = "{digest(path)}"']
+    for package in packages:
+        lines += ["", "[[packages]]"]
+        for key in ("name", "version", "url", "size", "sha256"):
+            lines.append(f"{key} = {json.dumps(getattr(package, key))}")
+    return "\n".join(lines) + "\n"
+
+
+def find(name: str) -> Image | None:
+    """The image ``name`` if it is on this machine and whole."""
+    if not NAME.fullmatch(name):
+        raise ImageError(f"{name!r} can't be an image's name: small letters, digits, '.', '_' and '-'")
+    where = folder(name)
+    try:
+        values = tomllib.loads((where / "image.toml").read_text())
+        if not all((where / file).stat().st_size == entry["size"] for file, entry in values["files"].items()):
+            return None
+        wanted = ("cmdline", "kernel_version", "recipe", "created", "packages")
+        return Image(name, where, **{key: values[key] for key in wanted})
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise ImageError(f"the image {name} can't be read: {error.filename}: permission denied") from error
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # damaged: as good as absent, and replaced by ensure
+
+
+def images() -> list[Image]:
+    """Every image on this machine, by name."""
+    where = paths.images()
+    names = sorted(path.name for path in where.iterdir() if NAME.fullmatch(path.name)) if where.is_dir() else []
+    return [image for name in names if (image := find(name))]
+
+
+def remove(name: str) -> None:
+    """Removes the image ``name``. Running VMs keep what they have read."""
+    if not NAME.fullmatch(name) or not folder(name).exists():
+        raise unknown(name, built=True)
+    with locked(name), atomic.told(folder(name)):
+        shutil.rmtree(folder(name))
+
+
+def unknown(name: str, built: bool = False) -> ImageError:
+    names = sorted({image.name for image in images()} | (set() if built else set(RECIPES)))
+    return ImageError(f"there is no image {name!r}; " + (f"there is {', '.join(names)}" if names else "there is none yet"))
+
+
+def folder(name: str) -> Path:
+    return paths.images() / name
+
+
+def locked(name: str):
+    """Holds the image's lock, and clears what a killed owner left half made."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def lock():
+        with atomic.locked(paths.images() / f".{name}.lock"):
+            for left in paths.images().glob(f".{name}.*"):
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+            yield
+
+    return lock()
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
