@@ -82,6 +82,7 @@ cdef class Vcpu:
     cdef InterruptController apic
     cdef volatile int32_t wake_word   # futex: counts wake-ups
     cdef int32_t seen                 # wake_word when the last wait() returned; owner's thread
+    cdef volatile int32_t sleeping    # whether kick() must call the kernel
     cdef int64_t alarm_ns             # the alarm as it was last set; kept across detach() and attach()
     cdef volatile int stop_request    # set it and kick(): run() returns EXIT_KICK
     cdef volatile int nmi_request

@@ -77,6 +77,7 @@ class Vcpu:
         self.index = 0
         self.wake_word = 0
         self.seen = 0
+        self.sleeping = 0
         self.alarm_ns = 0
         self.timer_made = False
         self.stop_request = 0
@@ -95,15 +96,18 @@ class Vcpu:
 
     def kick(self):
         atomic_add(cython.address(self.wake_word), 1)
-        syscall(SYS_futex, cython.address(self.wake_word), FUTEX_WAKE_PRIVATE, 1, cython.NULL, cython.NULL, 0)
+        if self.sleeping:
+            syscall(SYS_futex, cython.address(self.wake_word), FUTEX_WAKE_PRIVATE, 1, cython.NULL, cython.NULL, 0)
 
     def wait(self):
         # A signal ends the futex call early (or restarts it): its handler counted, so the loop ends by itself.
+        atomic_add(cython.address(self.sleeping), 1)  # before the look at wake_word, in every thread's eyes
         while self.wake_word == self.seen:
             syscall(
                 SYS_futex, cython.address(self.wake_word), FUTEX_WAIT_PRIVATE, self.seen,
                 cython.NULL, cython.NULL, 0,
             )
+        self.sleeping = 0
         self.seen = self.wake_word
 
     def attach(self):
