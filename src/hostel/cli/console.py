@@ -1,0 +1,40 @@
+"""Be on a running VM's console, as if on its serial port; Ctrl-] leaves."""
+
+import argparse
+import sys
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the VM")
+
+
+def run(args: argparse.Namespace) -> int:
+    from hostel.base.linux import tty
+    from hostel.client.vm import VM
+
+    vm = VM.get(args.name)
+    if tty.is_tty(0):
+        print(f"hostel: on the console of '{vm.name}'; Ctrl-] leaves", file=sys.stderr)
+    if not be_on(vm):
+        print(f"hostel: {vm.end_message()}", file=sys.stderr)
+    return 0
+
+
+def be_on(vm, replay: bool = False) -> bool:
+    """Bridge the console and our streams until the user leaves (True) or the VM ends (False)."""
+    import contextlib
+
+    from hostel.base.linux import tty
+    from hostel.client.bridge import Left, write_all
+
+    terminal = tty.is_tty(0)
+    out = write_all(1)
+    try:
+        with tty.raw(0) if terminal else contextlib.nullcontext():
+            vm.console(
+                replay=replay, on_stdout=out, on_stderr=out, window=0 if terminal else None, leave=terminal
+            )
+    except Left:
+        sys.stderr.write("\n")
+        return True
+    return False

@@ -1,0 +1,121 @@
+"""The door: finds the command's module, runs it, and prints what went wrong as one line.
+
+Only the module of the command that was typed is imported, so that ``hostel --version`` takes a few
+milliseconds more than Python itself. A command's module has ``configure(parser)`` and ``run(args)``, whose
+result is the exit status; what follows ``--`` on its command line is ``args.command``.
+"""
+
+import os
+import sys
+
+# One row a command: its module, and what ``hostel --help`` says.
+COMMANDS = {
+    "run": ("hostel.cli.run", "start a VM, and be on its console or run a command in it"),
+    "ps": ("hostel.cli.ps", "list VMs and how they are"),
+    "exec": ("hostel.cli.exec", "run a command in a running VM"),
+    "console": ("hostel.cli.console", "be on a running VM's console; Ctrl-] leaves"),
+    "logs": ("hostel.cli.logs", "show what a VM wrote to its console"),
+    "inspect": ("hostel.cli.inspect", "show everything about a VM, its counters too"),
+    "start": ("hostel.cli.start", "start VMs that have stopped"),
+    "stop": ("hostel.cli.stop", "have VMs power off"),
+    "kill": ("hostel.cli.kill", "switch VMs off at once"),
+    "rm": ("hostel.cli.rm", "remove VMs and their files"),
+    "image": ("hostel.cli.image", "list, inspect and remove images"),
+    "completion": ("hostel.cli.completion", "print the completion script for bash, zsh or fish"),
+}
+
+_INTRODUCTION = """\
+usage: hostel COMMAND [ARGUMENT...]
+
+Whole computers as ordinary processes: virtual machines on any Linux machine, with or without
+hardware virtualization.
+
+  hostel run                     boot a small Linux and be on its console
+  hostel run -- uname -a         run one command in a new VM; its exit status is ours
+  hostel run --detach --name a   start a VM called 'a' in the background
+  hostel exec a -- sh            a shell in it
+  hostel rm --force a            end and remove it
+
+commands:
+"""
+
+_END = """
+'hostel COMMAND --help' tells more about one. VMs and images live in $HOSTEL_HOME, else
+/var/lib/hostel for root, else ~/.local/share/hostel.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        status = _dispatch(argv)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # 'hostel ps | head': nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except Exception as error:
+        return _report(error)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv[:1] in (["--version"], ["-V"]):
+        from hostel._version import __version__
+
+        print(f"hostel {__version__}")
+        return 0
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        if len(argv) > 1 and argv[1] in COMMANDS:
+            return _dispatch([argv[1], "--help"])
+        width = max(map(len, COMMANDS)) + 2
+        lines = "".join(f"  {name:{width}}{text}\n" for name, (_, text) in COMMANDS.items())
+        print(_INTRODUCTION + lines + _END, end="")
+        return 0
+    if argv[0] not in COMMANDS:
+        from difflib import get_close_matches
+
+        from hostel.base.errors import UsageError
+
+        close = get_close_matches(argv[0], COMMANDS, 1)
+        hint = f"did you mean '{close[0]}'?" if close else "'hostel --help' lists the commands"
+        raise UsageError(f"there is no command '{argv[0]}'; {hint}")
+    import importlib
+
+    from hostel.cli.parser import Parser
+
+    name, rest = argv[0], argv[1:]
+    module_name, description = COMMANDS[name]
+    module = importlib.import_module(module_name)
+    parser = Parser(prog=f"hostel {name}", description=module.__doc__ or description)
+    module.configure(parser)
+    command: list[str] = []
+    if "--" in rest:
+        at = rest.index("--")
+        rest, command = rest[:at], rest[at + 1 :]
+    args = parser.parse_args(rest)
+    if command and not getattr(module, "TAKES_COMMAND", False):
+        parser.error("there is nothing to follow '--'")
+    if getattr(module, "TAKES_COMMAND", False):
+        args.command = [*(getattr(args, "command", None) or []), *command]
+    return int(module.run(args) or 0)
+
+
+def _report(error: Exception) -> int:
+    if os.environ.get("HOSTEL_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    from hostel.base.errors import HostelError
+
+    if isinstance(error, HostelError):
+        message, status = str(error), error.status
+    else:
+        message, status = f"internal error: {type(error).__name__}: {error} (HOSTEL_DEBUG=1 shows where)", 125
+    print("hostel: " + " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""List VMs: what runs, what has stopped, and what died without being asked to."""
+
+import argparse
+import json
+import time
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="names only")
+    parser.add_argument("--json", action="store_true", help="for programs: a list of objects")
+
+
+def run(args: argparse.Namespace) -> int:
+    from hostel.base.errors import HostelError
+    from hostel.base.units import format_duration, format_size
+    from hostel.client.vm import VM
+
+    rows = []
+    for vm in VM.list():
+        state = vm.state
+        row = {"name": vm.name, "state": state.state, "reason": state.reason, "pid": None}
+        try:
+            spec = vm.spec
+            row.update(image=spec.image, cpus=spec.cpus, memory=spec.memory)
+        except HostelError as error:  # a vm.toml that someone damaged
+            row.update(image=None, cpus=None, memory=None, state="damaged", reason=str(error))
+        if state.state in ("starting", "running", "paused"):
+            row.update(pid=state.pid, uptime=time.time() - (state.started or state.created))
+        rows.append(row)
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    if args.quiet:
+        print("".join(f"{row['name']}\n" for row in rows), end="")
+        return 0
+    table = [["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "UPTIME", "PID"]]
+    for row in rows:
+        how = row["state"]
+        if row["reason"] and how not in ("running", "paused", "starting"):
+            how += f" ({row['reason']})"
+        table.append([
+            row["name"], how, row["image"] or "-", str(row["cpus"] or "-"),
+            format_size(row["memory"]) if row["memory"] else "-",
+            format_duration(row["uptime"]) if "uptime" in row else "-", str(row["pid"] or "-"),
+        ])
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0

@@ -1,0 +1,98 @@
+"""A client's connection to a VM's control socket (spec/rpc)."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hostel.base.errors import MachineError
+from hostel.spec import rpc
+from hostel.vm.control import connect
+
+
+class Gone(MachineError):
+    """The worker ended while it was asked."""
+
+
+class Connection:
+    """Blocking calls, one at a time; events that arrive meanwhile are kept for ``events``."""
+
+    def __init__(self, folder: Path):
+        self.name = folder.name
+        try:
+            self.sock = connect(str(folder))
+        except FileNotFoundError:
+            raise MachineError(f"'{self.name}' is not running") from None
+        except ConnectionRefusedError:
+            raise MachineError(f"'{self.name}' is not running; 'hostel ps' tells how it ended") from None
+        except OSError as e:
+            raise MachineError(f"can't reach '{self.name}': {e.strerror}") from e
+        self._lines = b""
+        self._events: list[dict] = []
+        self._next_id = 1
+
+    def call(self, method: str, *, timeout: float | None = None, **params: Any) -> Any:
+        """The result; ``MachineError`` with the worker's words where it refuses, ``Gone`` where it ends,
+        ``TimeoutError`` after ``timeout`` seconds."""
+        request = rpc.Request(method, params, self._next_id)
+        self._next_id += 1
+        try:
+            line = msgspec.json.encode(request) + b"\n"
+        except UnicodeEncodeError:
+            raise MachineError(f"{method}: arguments must be UTF-8") from None
+        self.sock.settimeout(timeout)
+        try:
+            self.sock.sendall(line)
+            while True:
+                message = self._message()
+                if message.get("method") == "event":
+                    self._events.append(message["params"])
+                elif message.get("id") == request.id:
+                    break
+        except TimeoutError:
+            raise
+        except OSError as e:
+            raise Gone(f"'{self.name}' ended: {e.strerror}") from e
+        if "error" in message:
+            raise MachineError(message["error"]["message"])
+        return message.get("result")
+
+    def events(self, timeout: float | None = None) -> Iterator[dict]:
+        """What the worker tells after ``subscribe``, until it ends. ``TimeoutError`` between two events."""
+        self.sock.settimeout(timeout)
+        while True:
+            while self._events:
+                yield self._events.pop(0)
+            try:
+                message = self._message()
+            except (Gone, ConnectionError):
+                return
+            if message.get("method") == "event":
+                yield message["params"]
+
+    def upgrade(self, method: str, **params: Any) -> tuple[socket.socket, bytes]:
+        """Turn the connection into frames (spec/stream); the socket and what was read beyond the reply."""
+        self.call(method, **params)
+        self.sock.settimeout(None)
+        return self.sock, self._lines
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _message(self) -> dict:
+        while b"\n" not in self._lines:
+            data = self.sock.recv(65536)
+            if not data:
+                raise Gone(f"'{self.name}' has ended; 'hostel ps' tells how")
+            self._lines += data
+        line, self._lines = self._lines.split(b"\n", 1)
+        message = msgspec.json.decode(line)
+        return message if isinstance(message, dict) else {}

@@ -1,0 +1,67 @@
+"""What a VM is (``VmSpec``, kept as ``vm.toml``) and how it does (``VmState``, kept as ``state.json``)."""
+
+import re
+
+import msgspec
+
+from hostel.base.errors import UsageError
+from hostel.base.units import format_size, parse_size
+
+VERSION = 1
+MAX_CPUS = 16                # the board's limit (issue 2); xAPIC IDs would carry 255
+MIN_MEMORY = 16 << 20        # the smallest that a kernel and its page tables start in
+MAX_MEMORY = 1 << 40         # 40 guest-physical address bits
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.ASCII)  # also a host name and a folder's name
+
+
+class VmSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything needed to start a VM. Sizes are bytes, paths absolute."""
+
+    version: int = VERSION
+    name: str
+    cpus: int = 1
+    memory: int = 512 << 20
+    engine: str = "bt"
+    image: str | None = None      # where kernel, initrd and cmdline came from; None: they were given
+    kernel: str
+    initrd: str | None = None
+    cmdline: str = ""
+    agent: bool = True            # whether the guest answers the exec protocol on its second serial port
+    remove: bool = False          # the VM's folder goes when the VM ends
+    command: list[str] = []       # run in the guest once it is up; the VM ends with it
+
+
+class VmState(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The worker's latest word about itself. ``died`` is never written: it is concluded (vm/store)."""
+
+    state: str = "created"        # created, starting, running, paused, stopped; concluded: died
+    pid: int = 0
+    created: float = 0.0          # seconds since the epoch, as the others
+    started: float = 0.0
+    stopped: float = 0.0
+    reason: str = ""              # why it stopped: poweroff, killed, triple fault, error: ...
+    exit_status: int | None = None   # of ``VmSpec.command``
+
+
+def check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"'{name}' is no name for a VM: use up to 63 of a-z 0-9 _ . - and begin with a letter or digit"
+        )
+    return name
+
+
+def check_cpus(cpus: int) -> int:
+    if not 1 <= cpus <= MAX_CPUS:
+        raise UsageError(f"a VM has 1 to {MAX_CPUS} vCPUs, not {cpus}")
+    return cpus
+
+
+def check_memory(memory: int | str) -> int:
+    """Bytes, whole MiB. What the host can promise is checked where the VM starts (vm/launch)."""
+    size = parse_size(memory) if isinstance(memory, str) else memory
+    if not MIN_MEMORY <= size <= MAX_MEMORY:
+        raise UsageError(
+            f"a VM has {format_size(MIN_MEMORY)} to {format_size(MAX_MEMORY)} of memory, not {memory}"
+        )
+    return size & ~0xFFFFF

@@ -1,0 +1,142 @@
+"""Starting a VM's worker from another process, and ending it by force.
+
+The worker's first word comes through a pipe: one JSON line, ``{"ok": true}`` once the guest runs, or the
+error that a person should read. What it prints goes to worker.log in the VM's folder.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+from hostel.base.errors import MachineError
+from hostel.spec.vm import VmSpec, VmState
+from hostel.base.units import format_rough
+from hostel.vm.store import Folder
+
+START_TIMEOUT = 60.0    # to build a machine; seconds
+# What a worker may see of its starter's environment: no secrets live in a process that runs guests.
+_ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "TMPDIR")
+
+
+def host_memory() -> int:
+    """Bytes that this host can promise to one VM: its RAM and swap, less what a cgroup or limit denies."""
+    total = 0
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith(("MemTotal:", "SwapTotal:")):
+                total += int(line.split()[1]) << 10
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path) as file:
+                text = file.read().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def check_host(spec: VmSpec) -> None:
+    """``MachineError`` where this host can't give what ``spec`` asks for."""
+    promise = host_memory()
+    if spec.memory > promise:
+        raise MachineError(
+            f"this host can't give {format_rough(spec.memory)} of memory: it has {format_rough(promise)}"
+        )
+
+
+def start(folder: Folder, held: bool) -> int:
+    """Start the worker of the VM in ``folder``; its pid, once the guest runs. ``MachineError`` says why not.
+
+    A ``held`` VM ends unless a client soon calls ``hold`` and keeps that connection.
+    """
+    reader, writer = os.pipe()
+    environment = {k: v for k, v in os.environ.items() if k in _ENVIRONMENT or k.startswith("HOSTEL_")}
+    environment["HOSTEL_READY_FD"] = str(writer)
+    log = folder.path / "worker.log"
+    try:
+        with open(log, "ab", buffering=0) as output:
+            worker = subprocess.Popen(
+                [sys.executable, "-P", "-m", "hostel.vm.worker", str(folder.path), *(["--held"] if held else [])],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, pass_fds=(writer,),
+                start_new_session=True, cwd="/",
+            )
+    except OSError as e:
+        os.close(reader)
+        raise MachineError(f"can't start the worker: {e.strerror}") from e
+    finally:
+        os.close(writer)
+    try:
+        word = _first_word(reader)
+    except BaseException:  # Ctrl-C while it starts
+        worker.kill()
+        worker.wait()
+        raise
+    finally:
+        os.close(reader)
+    if word is None:
+        worker.kill()
+        raise MachineError(f"the worker didn't start within {START_TIMEOUT:.0f} s; see {log}")
+    if not word:
+        status = worker.wait()
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        raise MachineError(f"the worker ended {how} at its start: {_last_line(folder)}")
+    if "error" in word:
+        worker.wait()
+        raise MachineError(word["error"])
+    return worker.pid
+
+
+def kill(folder: Folder, reason: str = "killed") -> None:
+    """SIGKILL the worker that owns ``folder``, wait until it is gone, and write down that it was us."""
+    state = folder.state()
+    pid = state.pid
+    if not folder.owned() or not pid:
+        return
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if folder.owned() and folder.state().pid == pid:  # so that no other process has that pid
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            select.select([process], [], [], 10.0)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(process)
+    if folder.path.exists() and not folder.owned():
+        state = folder.state()
+        folder.write_state(
+            VmState(
+                state="stopped", created=state.created, started=state.started, stopped=time.time(), reason=reason
+            )
+        )
+
+
+def _first_word(reader: int) -> dict | None:
+    """The worker's line; empty where it ended without one; None after the timeout."""
+    deadline = time.monotonic() + START_TIMEOUT
+    data = b""
+    while not data.endswith(b"\n"):
+        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return None
+        part = os.read(reader, 65536)
+        if not part:
+            return {}
+        data += part
+    word = json.loads(data)
+    return word if isinstance(word, dict) else {}
+
+
+def _last_line(folder: Folder) -> str:
+    try:
+        lines = (folder.path / "worker.log").read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return "it left no log"
+    return lines[-1][:300] if lines else "it left no log"
