@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from hostel.cpu.bt.vcpu cimport VCpu
+from hostel.memory.ram cimport Slot
 
 # Every function that returns int here: 0 = done, -1 = an exception is pending in c (exception_pending, exc_*).
 
@@ -36,9 +37,25 @@ cdef int write_segment(VCpu* c, int seg, uint64_t offset, const void* buffer, in
 cdef int segment_linear(VCpu* c, int seg, uint64_t offset, int size, bint write, uint64_t* linear) noexcept nogil
 
 cdef void flush_tlb(VCpu* c, bint keep_global) noexcept nogil    # also the ITLB and jump caches
+cdef void empty_tlb(VCpu* c) noexcept nogil                      # make every cache empty whatever it holds; before the first run, after jump_miss is set
 cdef void flush_page(VCpu* c, uint64_t va) noexcept nogil        # INVLPG: every table, large pages too
+# Enter a landing pad: the jump cache belongs to the address space, like the TLB.
+cdef void jump_cache_insert(VCpu* c, int table, uint64_t pc, uint64_t host) noexcept nogil
+cdef inline int jump_hash(uint64_t pc) noexcept nogil:
+    return <int>((pc ^ (pc >> 12)) & 4095)
 # Writes to guest-physical page `gpa` must be seen again (it now holds translated code): drop tag_w of entries for that host page.
+# Any thread may call it, after it has set slot.code[page] (lookup looks at that again after it fills an entry).
 cdef void protect_page(VCpu* c, uint8_t* host_page) noexcept nogil
 
 # The hook by which mmu tells the code cache of a write to a page that holds translated code (set by run.py):
 cdef void (*on_code_write)(VCpu* c, uint64_t gpa, int size) noexcept nogil
+
+# ---- pieces for the monitor's own modules
+cdef int table_for(VCpu* c, int cpl) noexcept nogil              # the table of explicit accesses at that CPL
+cdef int system_table(VCpu* c) noexcept nogil                    # of implicit supervisor accesses
+cdef int read_table(VCpu* c, uint64_t va, void* buffer, int size, int table) noexcept nogil
+cdef int write_table(VCpu* c, uint64_t va, const void* buffer, int size, int table) noexcept nogil
+cdef int raise_segment(VCpu* c, int seg) noexcept nogil          # #SS(0) for SS, else #GP(0); returns -1
+cdef Slot* find_slot(VCpu* c, uint64_t gpa) noexcept nogil
+cdef int read_physical(VCpu* c, uint64_t gpa, void* buffer, int size) noexcept nogil     # within one page; -1: no RAM there
+cdef int write_physical(VCpu* c, uint64_t gpa, const void* buffer, int size) noexcept nogil

@@ -209,3 +209,13 @@ cdef struct VCpu:
     uint8_t jump_listed[TLB_COUNT][4096]
     uint64_t jump_pages[64]                  # bit (page number & 4095): the jump cache may hold a target in that page
     uint64_t large_pages[64]                 # bit (2 MiB region & 4095): TLBs may hold pieces of a large page there
+    uint64_t giant_pages[64]                 # bit (1 GiB region & 4095): the same for pages of 1 GiB
+    # -- run.py's own
+    volatile int in_guest                    # 1 while translated code runs: see cache.stop_world
+    uint32_t table_mode[TLB_COUNT]           # the mode that each jump cache was filled under
+    uint8_t stage[1280]                      # a whole access that must go piecewise, at the alignment of its address
+    uint64_t stage_va
+    uint32_t stage_size                      # bytes to be written back at the end of the instruction; 0: none
+    uint64_t mmio_pending[16]                # writes to devices that wait for their exits: address, then value
+    uint8_t mmio_pending_size[8]
+    int32_t mmio_pending_count

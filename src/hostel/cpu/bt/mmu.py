@@ -1,0 +1,802 @@
+"""Guest address translation: page walks, the software TLB, and linear memory for the monitor.
+
+A TLB entry stands for one 4 KiB page as one kind of requester sees it (``TLB_*``). ``tag_r``/``tag_w`` hold
+the page's address where translated code may go straight to ``page``; a value with bit 0 set matches nothing.
+So everything that needs attention shows as a missing tag: a page not yet dirty, ROM, a page that holds
+translated code, memory-mapped I/O (never entered).
+
+Each cache keeps lists of the indices in use, apart for global and other entries, so that a flush costs what
+was filled since the last one and a CR3 write doesn't even look at the kernel's global entries. Large pages
+are entered in 4 KiB pieces; ``large_pages`` and ``giant_pages`` remember, by hash, where such pieces may be,
+so that INVLPG can drop all pieces of a page and yet costs nothing for ordinary pages.
+
+PCIDs: the tables hold one address space. A CR3 write drops all that is not global, which the SDM allows
+(vol. 3, 4.10.4.1); tagging entries would be a matter of keeping several sets of tables.
+
+Threads: only the owner touches a VCpu's caches, but for ``protect_page``, which clears tags from any thread.
+"""
+
+import cython
+from cython.cimports.hostel.cpu.bt.insn import FS, SS
+from cython.cimports.hostel.cpu.bt.vcpu import (
+    ACCESS_EXEC,
+    ACCESS_READ,
+    ACCESS_WRITE,
+    FL_AC,
+    ITLB_SIZE,
+    MODE_CODE64,
+    TLB_COUNT,
+    TLB_KERNEL,
+    TLB_KERNEL_AC,
+    TLB_SIZE,
+    TLB_USER,
+    X_GP,
+    X_PF,
+    X_SS,
+    Segment,
+    VCpu,
+)
+from cython.cimports.hostel.cpu.bt.x86 import (
+    CR0_PE,
+    CR0_PG,
+    CR0_WP,
+    CR4_PAE,
+    CR4_PSE,
+    CR4_SMAP,
+    CR4_SMEP,
+    EFER_LMA,
+    EFER_NXE,
+    M32,
+    PF_I,
+    PF_P,
+    PF_RSVD,
+    PF_U,
+    PF_W,
+    PTE_A,
+    PTE_ADDRESS,
+    PTE_D,
+    PTE_G,
+    PTE_P,
+    PTE_PS,
+    PTE_U,
+    PTE_W,
+    SEG_CODE,
+    SEG_DB,
+    SEG_DOWN,
+    SEG_P,
+    SEG_WRITE,
+    canonical,
+    compare_and_swap,
+    compare_and_swap32,
+    full_fence,
+)
+from cython.cimports.hostel.memory.ram import Slot
+from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.string import memcpy, memset
+
+on_code_write = cython.NULL
+
+
+def raise_exception(c, vector):
+    c.exception_pending = 1
+    c.exc_vector = vector
+    c.exc_has_error = 0
+    c.exc_error = 0
+    c.exc_soft = 0
+    c.exc_trap = 0
+
+
+def raise_error(c, vector, error):
+    raise_exception(c, vector)
+    c.exc_has_error = 1
+    c.exc_error = error
+
+
+def raise_page_fault(c, va, error):
+    raise_error(c, X_PF, error)
+    c.exc_cr2 = va
+
+
+def raise_segment(c, seg):
+    raise_error(c, X_SS if seg == SS else X_GP, 0)
+    return -1
+
+
+def table_for(c, cpl):
+    if cpl == 3:
+        return TLB_USER
+    if c.cr4 & CR4_SMAP and not c.eflags & FL_AC:
+        return TLB_KERNEL
+    return TLB_KERNEL_AC
+
+
+def system_table(c):
+    return TLB_KERNEL if c.cr4 & CR4_SMAP else TLB_KERNEL_AC
+
+
+def current_table(c):
+    return table_for(c, c.cpl)
+
+
+def find_slot(c, gpa):
+    i: cython.int
+    for i in range(c.slot_count):
+        if gpa - c.slots[i].gpa < c.slots[i].size:
+            return cython.address(c.slots[i])
+    return cython.NULL
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _host(c: cython.pointer(VCpu), gpa: uint64_t) -> cython.pointer(uint8_t):
+    """Host address of guest-physical memory, NULL where there is none; the first slot is nearly always it."""
+    offset: uint64_t = gpa - c.slots[0].gpa
+    if offset < c.slots[0].size:
+        return c.slots[0].host + offset
+    slot: cython.pointer(Slot) = find_slot(c, gpa)
+    if slot == cython.NULL:
+        return cython.NULL
+    return slot.host + (gpa - slot.gpa)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _set_bits(
+    c: cython.pointer(VCpu), gpa: uint64_t, old: uint64_t, bits: uint64_t, size: cython.int
+) -> cython.bint:
+    """Set A/D in the paging-structure entry at ``gpa`` if it is still ``old``; in ROM they stay."""
+    slot: cython.pointer(Slot) = find_slot(c, gpa)
+    if slot == cython.NULL or slot.readonly:
+        return True
+    offset: uint64_t = gpa - slot.gpa
+    page: uint64_t = offset >> 12
+    if slot.code[page] and on_code_write != cython.NULL:
+        on_code_write(c, gpa, size)
+    slot.dirty[page] = 1
+    if size == 8:
+        return compare_and_swap(cython.cast(cython.pointer(uint64_t), slot.host + offset), old, old | bits)
+    return compare_and_swap32(
+        cython.cast(cython.pointer(uint32_t), slot.host + offset),
+        cython.cast(uint32_t, old),
+        cython.cast(uint32_t, old | bits),
+    )
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _fault(
+    c: cython.pointer(VCpu), va: uint64_t, access: cython.int, table: cython.int, error: uint32_t
+) -> cython.int:
+    if access & ACCESS_WRITE:
+        error |= PF_W
+    if table == TLB_USER:
+        error |= PF_U
+    if access == ACCESS_EXEC and (c.cr4 & CR4_SMEP or (c.cr4 & CR4_PAE and c.efer & EFER_NXE)):
+        error |= PF_I
+    raise_page_fault(c, va, error)
+    return -1
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _permitted(
+    c: cython.pointer(VCpu), rights: uint64_t, nx: cython.bint, access: cython.int, table: cython.int
+) -> cython.bint:
+    """SDM vol. 3, 4.6.1; ``rights`` is the AND of all entries, ``nx`` the OR of their XD bits."""
+    if access == ACCESS_EXEC:
+        if nx:
+            return False
+        if table == TLB_USER:
+            return (rights & PTE_U) != 0
+        return not (rights & PTE_U and c.cr4 & CR4_SMEP)
+    if table == TLB_USER:
+        if not rights & PTE_U:
+            return False
+        return not (access & ACCESS_WRITE) or (rights & PTE_W) != 0
+    if table == TLB_KERNEL and rights & PTE_U and c.cr4 & CR4_SMAP:
+        return False
+    return not (access & ACCESS_WRITE) or (rights & PTE_W) != 0 or not c.cr0 & CR0_WP
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _writable(c: cython.pointer(VCpu), rights: uint64_t, leaf: uint64_t, table: cython.int) -> cython.int:
+    if not leaf & PTE_D:
+        return 0
+    if rights & PTE_W:
+        return 1
+    return 1 if table != TLB_USER and not c.cr0 & CR0_WP else 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _walk32(
+    c: cython.pointer(VCpu),
+    va: uint64_t,
+    access: cython.int,
+    table: cython.int,
+    gpa: cython.pointer(uint64_t),
+    size_log2: cython.pointer(cython.int),
+    attr: cython.pointer(cython.int),
+) -> cython.int:
+    """32-bit paging (SDM vol. 3, 4.3), with 4 MiB pages and PSE-36."""
+    pde: uint64_t
+    pte: uint64_t = 0
+    rights: uint64_t
+    pte_gpa: uint64_t = 0
+    host: cython.pointer(uint8_t)
+    want: uint64_t = PTE_A | (PTE_D if access & ACCESS_WRITE else 0)
+    reserved: uint64_t
+    pde_gpa: uint64_t = (c.cr3 & M32 & ~0xFFF) + ((va >> 22) & 1023) * 4
+    while True:
+        host = _host(c, pde_gpa)
+        pde = cython.cast(cython.pointer(uint32_t), host)[0] if host else M32
+        if not pde & PTE_P:
+            return _fault(c, va, access, table, 0)
+        if pde & PTE_PS and c.cr4 & CR4_PSE:
+            # address bits 39:32 are in 20:13; those that the processor doesn't have, and 21, are reserved
+            reserved = 0x200000
+            if c.phys_bits < 40:
+                reserved |= (0x1FE000 << (c.phys_bits - 32)) & 0x1FE000
+            if pde & reserved:
+                return _fault(c, va, access, table, PF_P | PF_RSVD)
+            if not _permitted(c, pde, False, access, table):
+                return _fault(c, va, access, table, PF_P)
+            if (pde & want) != want and not _set_bits(c, pde_gpa, pde, want, 4):
+                continue
+            gpa[0] = (pde & PTE_ADDRESS & ~0x3FFFFF) | ((pde & 0x1FE000) << 19) | (va & 0x3FFFFF)
+            size_log2[0] = 22
+            pte = pde
+            rights = pde
+            break
+        pte_gpa = (pde & PTE_ADDRESS) + ((va >> 12) & 1023) * 4
+        host = _host(c, pte_gpa)
+        pte = cython.cast(cython.pointer(uint32_t), host)[0] if host else M32
+        if not pte & PTE_P:
+            return _fault(c, va, access, table, 0)
+        rights = pde & pte
+        if not _permitted(c, rights, False, access, table):
+            return _fault(c, va, access, table, PF_P)
+        if not pde & PTE_A and not _set_bits(c, pde_gpa, pde, PTE_A, 4):
+            continue
+        if (pte & want) != want and not _set_bits(c, pte_gpa, pte, want, 4):
+            continue
+        gpa[0] = (pte & PTE_ADDRESS) | (va & 0xFFF)
+        size_log2[0] = 12
+        break
+    attr[0] = _writable(c, rights, pte | want, table) | (2 if pte & PTE_G else 0)
+    return 0
+
+
+def walk(c, va, access, table, gpa, size_log2, attr):
+    # 4-level and PAE paging (SDM vol. 3, 4.4 and 4.5)
+    entry = cython.declare(uint64_t[4])
+    where = cython.declare(uint64_t[4])
+    e: uint64_t
+    at: uint64_t
+    base: uint64_t
+    rights: uint64_t
+    nx: uint64_t
+    reserved: uint64_t  # in every entry
+    bits: uint64_t
+    want: uint64_t
+    host: cython.pointer(uint8_t)
+    shift: cython.int
+    level: cython.int
+    i: cython.int
+    if not c.cr0 & CR0_PG:
+        gpa[0] = va
+        size_log2[0] = 12
+        attr[0] = 1
+        return 0
+    if not c.cr4 & CR4_PAE:
+        return _walk32(c, va, access, table, gpa, size_log2, attr)
+    long_mode: cython.bint = (c.efer & EFER_LMA) != 0
+    if long_mode and not canonical(va):
+        return raise_segment(c, c.access_seg)
+    if long_mode:
+        reserved = (cython.cast(uint64_t, 1) << 52) - (cython.cast(uint64_t, 1) << c.phys_bits)
+    else:
+        reserved = (cython.cast(uint64_t, 1) << 63) - (cython.cast(uint64_t, 1) << c.phys_bits)
+    if not c.efer & EFER_NXE:
+        reserved |= cython.cast(uint64_t, 1) << 63
+    while True:
+        level = 0
+        rights = PTE_W | PTE_U
+        nx = 0
+        if long_mode:
+            base = c.cr3 & PTE_ADDRESS
+            shift = 39
+        else:
+            base = c.pdpte[(va >> 30) & 3]
+            if not base & PTE_P:
+                return _fault(c, va, access, table, 0)
+            base &= PTE_ADDRESS
+            shift = 21
+        while True:
+            at = base + ((va >> shift) & 511) * 8
+            host = _host(c, at)
+            e = cython.cast(cython.pointer(uint64_t), host)[0] if host else cython.cast(uint64_t, -1)
+            if not e & PTE_P:
+                return _fault(c, va, access, table, 0)
+            if e & reserved:
+                return _fault(c, va, access, table, PF_P | PF_RSVD)
+            entry[level] = e
+            where[level] = at
+            rights &= e
+            nx |= e
+            if shift == 12:
+                break
+            if e & PTE_PS:
+                # a PML4 entry's PS bit is reserved, and a large page's address bits below its size
+                if shift == 39 or e & ((cython.cast(uint64_t, 1) << shift) - 0x2000):
+                    return _fault(c, va, access, table, PF_P | PF_RSVD)
+                break
+            base = e & PTE_ADDRESS
+            shift -= 9
+            level += 1
+        if not _permitted(c, rights, (nx >> 63) != 0, access, table):
+            return _fault(c, va, access, table, PF_P)
+        want = PTE_A | PTE_D if access & ACCESS_WRITE else PTE_A
+        for i in range(level):
+            if not entry[i] & PTE_A and not _set_bits(c, where[i], entry[i], PTE_A, 8):
+                break
+        else:
+            if (e & want) == want or _set_bits(c, at, e, want, 8):
+                break
+        # someone changed an entry under our hands: walk again
+    bits = (cython.cast(uint64_t, 1) << shift) - 1
+    gpa[0] = (e & PTE_ADDRESS & ~bits) | (va & bits)
+    size_log2[0] = shift
+    attr[0] = _writable(c, rights, e | want, table) | (2 if e & PTE_G else 0)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _note_large(c: cython.pointer(VCpu), va: uint64_t, size_log2: cython.int) -> cython.void:
+    bit: uint64_t
+    if size_log2 == 30:
+        bit = (va >> 30) & 4095
+        c.giant_pages[bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
+        return
+    bit = (va >> 21) & 4095
+    c.large_pages[bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
+    if size_log2 == 22:
+        bit ^= 1
+        c.large_pages[bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _enter(
+    c: cython.pointer(VCpu), table: cython.int, va: uint64_t, slot: cython.pointer(Slot), gpa: uint64_t,
+    write: cython.bint, writable: cython.bint, is_global: cython.bint, size_log2: cython.int,
+) -> cython.bint:  # fmt: skip
+    """Fill the entry of page ``va``; whether a write may go straight to memory."""
+    index: cython.int = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
+    page: uint64_t = (gpa - slot.gpa) >> 12
+    direct: cython.bint = writable and not slot.readonly and slot.code[page] == 0
+    if direct and not write and not slot.dirty[page]:
+        direct = False  # the first write must come here, to mark the page
+    if direct:
+        slot.dirty[page] = 1
+    listed: cython.int = c.tlb_listed[table][index]
+    if is_global:
+        if not listed & 2:
+            c.tlb_global[table][c.tlb_global_count[table]] = cython.cast(uint16_t, index)
+            c.tlb_global_count[table] += 1
+            c.tlb_listed[table][index] = cython.cast(uint8_t, listed | 2)
+    elif not listed & 1:
+        c.tlb_local[table][c.tlb_local_count[table]] = cython.cast(uint16_t, index)
+        c.tlb_local_count[table] += 1
+        c.tlb_listed[table][index] = cython.cast(uint8_t, listed | 1)
+    c.info[table][index].va = va
+    c.info[table][index].is_global = is_global
+    c.page[table][index] = cython.cast(uint64_t, slot.host) + (page << 12)
+    c.tag_r[table][index] = va
+    c.tag_w[table][index] = va if direct else 1
+    if direct:
+        # protect_page on another thread sets code[] and then looks for our entry: one of us sees the other
+        full_fence()
+        if slot.code[page]:
+            c.tag_w[table][index] = 1
+            direct = False
+    if size_log2 > 12:
+        _note_large(c, va, size_log2)
+    c.n_tlb_fill += 1
+    return direct
+
+
+def lookup(c, va, access, table, host, gpa):
+    size_log2: cython.int = 12
+    attr: cython.int = 0
+    write: cython.bint = (access & ACCESS_WRITE) != 0
+    index: cython.int = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
+    base: uint64_t = va & ~0xFFF
+    if (c.tag_w[table][index] if write else c.tag_r[table][index]) == base:
+        host[0] = cython.cast(cython.pointer(uint8_t), c.page[table][index] + (va & 0xFFF))
+        return 0
+    c.n_tlb_miss += 1
+    if walk(c, va, access, table, gpa, cython.address(size_log2), cython.address(attr)) != 0:
+        return -1
+    slot: cython.pointer(Slot) = find_slot(c, gpa[0])
+    if slot == cython.NULL:
+        host[0] = cython.NULL
+        return 0
+    direct: cython.bint = _enter(c, table, base, slot, gpa[0], write, attr & 1, (attr & 2) != 0, size_log2)
+    if write and not direct:
+        host[0] = cython.NULL
+        return 0
+    host[0] = slot.host + (gpa[0] - slot.gpa)
+    return 0
+
+
+def lookup_exec(c, va, gpa):
+    size_log2: cython.int = 12
+    attr: cython.int = 0
+    table: cython.int = current_table(c)
+    index: cython.int = cython.cast(cython.int, (va >> 12) & (ITLB_SIZE - 1))
+    base: uint64_t = va & ~0xFFF
+    if c.itlb_va[table][index] == base:
+        gpa[0] = c.itlb_gpa[table][index] | (va & 0xFFF)
+        return 0
+    c.access_seg = 1
+    if walk(c, va, ACCESS_EXEC, table, gpa, cython.address(size_log2), cython.address(attr)) != 0:
+        return -1
+    listed: cython.int = c.itlb_listed[table][index]
+    if attr & 2:
+        if not listed & 2:
+            c.itlb_global_list[table][c.itlb_global_count[table]] = cython.cast(uint16_t, index)
+            c.itlb_global_count[table] += 1
+            c.itlb_listed[table][index] = cython.cast(uint8_t, listed | 2)
+    elif not listed & 1:
+        c.itlb_local[table][c.itlb_local_count[table]] = cython.cast(uint16_t, index)
+        c.itlb_local_count[table] += 1
+        c.itlb_listed[table][index] = cython.cast(uint8_t, listed | 1)
+    c.itlb_va[table][index] = base
+    c.itlb_gpa[table][index] = gpa[0] & ~0xFFF
+    c.itlb_global[table][index] = (attr & 2) != 0
+    if size_log2 > 12:
+        _note_large(c, va, size_log2)
+    return 0
+
+
+# ---- linear memory
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _copy(to: cython.p_void, source: cython.p_const_void, size: cython.int) -> cython.void:
+    """Sizes that an instruction moves at once are moved at once."""
+    if size == 8:
+        cython.cast(cython.pointer(uint64_t), to)[0] = cython.cast(cython.pointer(uint64_t), source)[0]
+    elif size == 4:
+        cython.cast(cython.pointer(uint32_t), to)[0] = cython.cast(cython.pointer(uint32_t), source)[0]
+    elif size == 2:
+        cython.cast(cython.pointer(uint16_t), to)[0] = cython.cast(cython.pointer(uint16_t), source)[0]
+    else:
+        memcpy(to, source, size)
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _next(c: cython.pointer(VCpu), va: uint64_t, n: cython.int) -> uint64_t:
+    """Linear addresses outside long mode have 32 bits and wrap."""
+    return va + n if c.efer & EFER_LMA else (va + n) & M32
+
+
+def read_table(c, va, buffer, size, table):
+    host: cython.pointer(uint8_t) = cython.NULL
+    gpa: uint64_t = 0
+    n: cython.int
+    to: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), buffer)
+    index: cython.int
+    while size > 0:
+        n = 4096 - cython.cast(cython.int, va & 0xFFF)
+        if n > size:
+            n = size
+        index = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
+        if c.tag_r[table][index] == va & ~0xFFF:
+            host = cython.cast(cython.pointer(uint8_t), c.page[table][index] + (va & 0xFFF))
+        elif lookup(c, va, ACCESS_READ, table, cython.address(host), cython.address(gpa)) != 0:
+            return -1
+        if host == cython.NULL:
+            memset(to, 0xFF, n)
+        else:
+            _copy(to, host, n)
+        to += n
+        va = _next(c, va, n)
+        size -= n
+    return 0
+
+
+def write_table(c, va, buffer, size, table):
+    # the monitor writes no more than 8 KiB at a time: three pages at most
+    host = cython.declare(cython.pointer(uint8_t)[4])
+    gpa = cython.declare(uint64_t[4])
+    length = cython.declare(cython.int[4])
+    count: cython.int = 0
+    i: cython.int
+    n: cython.int
+    slot: cython.pointer(Slot)
+    offset: uint64_t
+    source: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), buffer)
+    while size > 0 and count < 4:
+        n = 4096 - cython.cast(cython.int, va & 0xFFF)
+        if n > size:
+            n = size
+        gpa[count] = 0
+        if lookup(c, va, ACCESS_WRITE, table, cython.address(host[count]), cython.address(gpa[count])) != 0:
+            return -1
+        length[count] = n
+        count += 1
+        va = _next(c, va, n)
+        size -= n
+    for i in range(count):
+        if host[i] != cython.NULL:
+            _copy(host[i], source, length[i])
+        else:
+            slot = find_slot(c, gpa[i])
+            if slot != cython.NULL and not slot.readonly:
+                offset = gpa[i] - slot.gpa
+                if slot.code[offset >> 12] and on_code_write != cython.NULL:
+                    on_code_write(c, gpa[i], length[i])
+                slot.dirty[offset >> 12] = 1
+                _copy(slot.host + offset, source, length[i])
+        source += length[i]
+    return 0
+
+
+def read_linear(c, va, buffer, size, system):
+    return read_table(c, va, buffer, size, system_table(c) if system else current_table(c))
+
+
+def write_linear(c, va, buffer, size, system):
+    return write_table(c, va, buffer, size, system_table(c) if system else current_table(c))
+
+
+def read_physical(c, gpa, buffer, size):
+    slot: cython.pointer(Slot) = find_slot(c, gpa)
+    if slot == cython.NULL:
+        return -1
+    memcpy(buffer, slot.host + (gpa - slot.gpa), size)
+    return 0
+
+
+def write_physical(c, gpa, buffer, size):
+    slot: cython.pointer(Slot) = find_slot(c, gpa)
+    if slot == cython.NULL or slot.readonly:
+        return -1
+    page: uint64_t = (gpa - slot.gpa) >> 12
+    if slot.code[page] and on_code_write != cython.NULL:
+        on_code_write(c, gpa, size)
+    slot.dirty[page] = 1
+    memcpy(slot.host + (gpa - slot.gpa), buffer, size)
+    return 0
+
+
+def segment_linear(c, seg, offset, size, write, linear):
+    s: cython.pointer(Segment) = cython.address(c.seg[seg])
+    last: uint64_t
+    if c.mode & MODE_CODE64:
+        linear[0] = offset + (s.base if seg >= FS else 0)
+        if not canonical(linear[0]) or not canonical(linear[0] + size - 1):
+            return raise_segment(c, seg)
+        return 0
+    offset &= M32
+    last = offset + size - 1
+    if c.cr0 & CR0_PE:
+        if not s.attr & SEG_P:
+            return raise_segment(c, seg)
+        if s.attr & SEG_CODE:
+            if write or not s.attr & SEG_WRITE:
+                return raise_segment(c, seg)
+        elif write and not s.attr & SEG_WRITE:
+            return raise_segment(c, seg)
+    if (s.attr & (SEG_CODE | SEG_DOWN)) == SEG_DOWN:
+        if offset <= s.limit or last > (M32 if s.attr & SEG_DB else 0xFFFF):
+            return raise_segment(c, seg)
+    elif last > s.limit:
+        return raise_segment(c, seg)
+    linear[0] = (s.base + offset) & M32
+    return 0
+
+
+def read_segment(c, seg, offset, buffer, size):
+    linear: uint64_t = 0
+    if segment_linear(c, seg, offset, size, False, cython.address(linear)) != 0:
+        return -1
+    return read_table(c, linear, buffer, size, current_table(c))
+
+
+def write_segment(c, seg, offset, buffer, size):
+    linear: uint64_t = 0
+    if segment_linear(c, seg, offset, size, True, cython.address(linear)) != 0:
+        return -1
+    return write_table(c, linear, buffer, size, current_table(c))
+
+
+# ---- flushes
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _flush_jumps(c: cython.pointer(VCpu), keep_global: cython.bint) -> cython.void:
+    t: cython.int
+    i: cython.int
+    k: cython.int
+    for t in range(TLB_COUNT):
+        for i in range(c.jump_local_count[t]):
+            k = c.jump_local[t][i]
+            c.jump_cache[t][k] = c.jump_miss
+            c.jump_listed[t][k] &= 2
+        c.jump_local_count[t] = 0
+        if not keep_global:
+            for i in range(c.jump_global_count[t]):
+                k = c.jump_global[t][i]
+                c.jump_cache[t][k] = c.jump_miss
+                c.jump_listed[t][k] = 0
+            c.jump_global_count[t] = 0
+    if not keep_global:
+        memset(c.jump_pages, 0, cython.sizeof(c.jump_pages))
+
+
+def flush_tlb(c, keep_global):
+    t: cython.int
+    i: cython.int
+    k: cython.int
+    c.n_tlb_flush += 1
+    for t in range(TLB_COUNT):
+        for i in range(c.tlb_local_count[t]):
+            k = c.tlb_local[t][i]
+            c.tlb_listed[t][k] &= 2
+            if not c.info[t][k].is_global:
+                c.tag_r[t][k] = 1
+                c.tag_w[t][k] = 1
+        c.tlb_local_count[t] = 0
+        for i in range(c.itlb_local_count[t]):
+            k = c.itlb_local[t][i]
+            c.itlb_listed[t][k] &= 2
+            if not c.itlb_global[t][k]:
+                c.itlb_va[t][k] = 1
+        c.itlb_local_count[t] = 0
+        if keep_global:
+            continue
+        for i in range(c.tlb_global_count[t]):
+            k = c.tlb_global[t][i]
+            c.tlb_listed[t][k] = 0
+            c.tag_r[t][k] = 1
+            c.tag_w[t][k] = 1
+        c.tlb_global_count[t] = 0
+        for i in range(c.itlb_global_count[t]):
+            k = c.itlb_global_list[t][i]
+            c.itlb_listed[t][k] = 0
+            c.itlb_va[t][k] = 1
+        c.itlb_global_count[t] = 0
+    if not keep_global:
+        memset(c.large_pages, 0, cython.sizeof(c.large_pages))
+        memset(c.giant_pages, 0, cython.sizeof(c.giant_pages))
+    _flush_jumps(c, keep_global)
+
+
+def empty_tlb(c):
+    t: cython.int
+    i: cython.int
+    memset(c.tag_r, 0xFF, cython.sizeof(c.tag_r))
+    memset(c.tag_w, 0xFF, cython.sizeof(c.tag_w))
+    memset(c.itlb_va, 0xFF, cython.sizeof(c.itlb_va))
+    memset(c.tlb_listed, 0, cython.sizeof(c.tlb_listed))
+    memset(c.itlb_listed, 0, cython.sizeof(c.itlb_listed))
+    memset(c.jump_listed, 0, cython.sizeof(c.jump_listed))
+    memset(c.large_pages, 0, cython.sizeof(c.large_pages))
+    memset(c.giant_pages, 0, cython.sizeof(c.giant_pages))
+    memset(c.jump_pages, 0, cython.sizeof(c.jump_pages))
+    for t in range(TLB_COUNT):
+        c.tlb_local_count[t] = 0
+        c.tlb_global_count[t] = 0
+        c.itlb_local_count[t] = 0
+        c.itlb_global_count[t] = 0
+        c.jump_local_count[t] = 0
+        c.jump_global_count[t] = 0
+        for i in range(4096):
+            c.jump_cache[t][i] = c.jump_miss
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _drop_region(c: cython.pointer(VCpu), va: uint64_t, shift: cython.int) -> cython.void:
+    """Drop all entries of the 2**shift bytes that hold ``va``; the jump caches go whole."""
+    t: cython.int
+    i: cython.int
+    k: cython.int
+    region: uint64_t = va >> shift
+    first: cython.int = 0
+    count: cython.int = TLB_SIZE
+    if shift < 24:
+        count = 1 << (shift - 12)
+        first = cython.cast(cython.int, (region << (shift - 12)) & (TLB_SIZE - 1))
+    for t in range(TLB_COUNT):
+        for i in range(count):
+            k = first + i
+            if c.tag_r[t][k] >> shift == region:
+                c.tag_r[t][k] = 1
+                c.tag_w[t][k] = 1
+        for i in range(ITLB_SIZE):
+            if c.itlb_va[t][i] >> shift == region:
+                c.itlb_va[t][i] = 1
+    _flush_jumps(c, False)
+
+
+def flush_page(c, va):
+    t: cython.int
+    k: cython.int = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
+    base: uint64_t = va & ~0xFFF
+    bit: uint64_t = (va >> 30) & 4095
+    if c.giant_pages[bit >> 6] >> (bit & 63) & 1:
+        _drop_region(c, va, 30)
+        return
+    bit = (va >> 21) & 4095
+    if c.large_pages[bit >> 6] >> (bit & 63) & 1:
+        _drop_region(c, va, 21 if c.cr4 & CR4_PAE else 22)
+        return
+    for t in range(TLB_COUNT):
+        if c.tag_r[t][k] == base:
+            c.tag_r[t][k] = 1
+            c.tag_w[t][k] = 1
+        if c.itlb_va[t][k & (ITLB_SIZE - 1)] == base:
+            c.itlb_va[t][k & (ITLB_SIZE - 1)] = 1
+    bit = (va >> 12) & 4095
+    if c.jump_pages[bit >> 6] >> (bit & 63) & 1:
+        _flush_jumps(c, False)
+        return
+    bit = ((va >> 12) - 1) & 4095  # a block may begin on the page before
+    if c.jump_pages[bit >> 6] >> (bit & 63) & 1:
+        _flush_jumps(c, False)
+
+
+def jump_cache_insert(c, table, pc, host):
+    k: cython.int = jump_hash(pc)  # noqa: F821, ours, inline in the .pxd
+    page: uint64_t = pc & ~0xFFF
+    i: cython.int = cython.cast(cython.int, (pc >> 12) & (ITLB_SIZE - 1))
+    bit: uint64_t = (pc >> 12) & 4095
+    listed: cython.int = c.jump_listed[table][k]
+    if table != TLB_USER and c.itlb_va[table][i] == page and c.itlb_global[table][i] and not listed & 1:
+        if not listed & 2:
+            c.jump_global[table][c.jump_global_count[table]] = cython.cast(uint16_t, k)
+            c.jump_global_count[table] += 1
+            c.jump_listed[table][k] = 2
+    elif not listed & 1:
+        c.jump_local[table][c.jump_local_count[table]] = cython.cast(uint16_t, k)
+        c.jump_local_count[table] += 1
+        c.jump_listed[table][k] = cython.cast(uint8_t, listed | 1)
+    c.jump_cache[table][k] = host
+    c.jump_pages[bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
+
+
+def protect_page(c, host_page):
+    t: cython.int
+    i: cython.int
+    page: uint64_t = cython.cast(uint64_t, host_page) & ~0xFFF
+    full_fence()
+    for t in range(TLB_COUNT):
+        for i in range(TLB_SIZE):
+            if c.page[t][i] == page:
+                c.tag_w[t][i] = 1
