@@ -27,8 +27,10 @@ cdef enum:
 cdef struct Insn:
     uint64_t pc          # offset in CS (RIP/EIP/IP) of the first byte
     int64_t disp         # displacement, sign-extended (also moffs)
-    uint64_t imm         # immediate, sign-extended to 64 bits; relative branches: the sign-extended displacement
-    uint16_t imm2        # second immediate: ENTER's level, far pointer's selector; is4's register is in imm
+    uint64_t imm         # immediate, sign-extended to 64 bits; relative branches: the sign-extended displacement.
+                         # Zero-extended where it is no number to add: in/out port, int, ret n, enter, far offset, shuffle
+                         # and shift control bytes. is4: the whole byte, the register is imm >> 4
+    uint16_t imm2        # second immediate: ENTER's level, far pointer's selector
     uint16_t op          # row number in the instruction table; 0 = undefined opcode (#UD)
     uint8_t length       # bytes, 1..15
     uint8_t code         # 2, 4, 8: the code segment's mode (16, 32, 64 bit)
@@ -101,6 +103,20 @@ cdef enum:
     M_RW = 3
     M_ADDR = 4       # address only (lea, nop, invlpg, prefetch)
 
+# ---- values of OpInfo.mem_size that aren't a number of bytes
+cdef enum:
+    MS_X = 0x80        # 16 or 32 by VEX.L
+    MS_HALF = 0x81     # half of that
+    MS_QUARTER = 0x82
+    MS_EIGHTH = 0x83
+    MS_TWICE = 0x84    # twice opsize: bound
+    MS_FAR = 0x85      # opsize + 2: far pointers
+    MS_ENV = 0x86      # fldenv, fnstenv: 28, or 14 with opsize 2
+    MS_FSAVE = 0x87    # fnsave, frstor: 108, or 94 with opsize 2
+    MS_TABLE = 0x88    # lgdt, sidt ...: 10 in 64-bit code, else 6
+    MS_VARIES = 0x89   # xsave
+    MS_512 = 0x8A      # fxsave
+
 # ---- how an encoding field names a general register (OpInfo.reg_use, rm_use, vvvv_use)
 cdef enum:
     U_NONE = 0       # not a GPR (opcode extension, vector, mmx, segment ...) or unused
@@ -161,6 +177,7 @@ cdef enum:           # OpInfo.flags
     O_END = 4096         # ends a block even where kind would not (state that blocks are keyed by changes)
     O_DEFAULT64 = 8192   # operand size defaults to 64 in 64-bit mode (push, pop, near branches ...)
     O_BYTEOP = 16384     # operand size is 1 byte whatever opsize says
+    O_OPREG = 65536      # the register is in the opcode's low bits (50+r): rm and rm_use describe it, mod = 3, has_modrm = 0
     O_UNDEF_DEST = 32768 # destination undefined in some cases (bsf/bsr of 0): the tests' generator avoids them
 
 # ---- OpInfo.system: what cpu/bt/system.execute does by hand; 0 for rows that it never sees
@@ -289,7 +306,7 @@ cdef enum System:
 cdef struct OpInfo:
     uint8_t kind
     uint8_t mem          # what happens to the ModRM memory operand when mod != 3
-    uint8_t mem_size     # bytes; 0 = opsize; 0x80 = 16 or 32 by VEX.L; 0x81 = half of that; 0x82 = quarter; 0x83 = eighth
+    uint8_t mem_size     # bytes; 0 = opsize; 0x80 and above: MS_*
     uint8_t reg_use
     uint8_t rm_use
     uint8_t vvvv_use
