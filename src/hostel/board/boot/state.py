@@ -1,0 +1,78 @@
+"""What a boot loader hands to an engine: the first processor's registers, and checks that loaders share."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hostel.base.errors import BootError, MemoryError_
+from hostel.memory.ram import Ram
+
+
+@dataclass(frozen=True)
+class SegmentValue:
+    """A segment register. ``attr`` holds descriptor bits 40..47 in 0..7 and 52..55 in 12..15, as cpu/state does."""
+
+    selector: int
+    base: int
+    limit: int  # in bytes
+    attr: int
+
+
+CODE64 = 0xA09B
+CODE32 = 0xC09B
+DATA32 = 0xC093
+TSS_BUSY = 0x008B
+
+
+@dataclass(frozen=True)
+class BootState:
+    """Registers at entry; those that aren't named are 0. Interrupts are off and the IDT is empty."""
+
+    rip: int
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+    cs: SegmentValue
+    data: SegmentValue  # DS, ES, SS, FS and GS
+    tr: SegmentValue
+    gdt: tuple[int, int]  # base, limit
+    registers: dict[str, int] = field(default_factory=dict)  # rsi, rbx, rsp ...
+    rflags: int = 2
+    idt: tuple[int, int] = (0, 0)
+
+
+def read_file(path: str | Path, what: str) -> bytes:
+    """A file's content, or a ``BootError`` that names it."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise BootError(f"{what} {path}: no such file") from None
+    except OSError as e:
+        raise BootError(f"{what} {path}: {e.strerror}") from e
+    if not data:
+        raise BootError(f"{what} {path}: the file is empty")
+    return data
+
+
+def store(ram: Ram, address: int, data: bytes, what: str) -> None:
+    """Write to guest memory; ``BootError`` where there is none."""
+    try:
+        ram.write(address, data)
+    except MemoryError_:
+        mib = -(-(address + len(data)) >> 20)
+        raise BootError(
+            f"{what} needs {mib} MiB of memory and the machine has {ram.size >> 20} MiB: give it more"
+        ) from None
+
+
+def place_initrd(ram: Ram, initrd: bytes, kernel_end: int, highest: int) -> int:
+    """Store the initramfs as high as it may lie below ``highest``; returns its address."""
+    address = (highest - len(initrd)) & ~0xFFF
+    if address < kernel_end:
+        need = (kernel_end + len(initrd) + 0xFFFFF) >> 20
+        raise BootError(
+            f"the initramfs ({(len(initrd) + 0xFFFFF) >> 20} MiB) doesn't fit beside the kernel: "
+            f"the machine needs at least {need} MiB of memory"
+        )
+    store(ram, address, initrd, "the initramfs")
+    return address
