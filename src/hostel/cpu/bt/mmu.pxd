@@ -41,6 +41,10 @@ cdef void empty_tlb(VCpu* c) noexcept nogil                      # make every ca
 cdef void flush_page(VCpu* c, uint64_t va) noexcept nogil        # INVLPG: every table, large pages too
 # Enter a landing pad: the jump cache belongs to the address space, like the TLB.
 cdef void jump_cache_insert(VCpu* c, int table, uint64_t pc, uint64_t host) noexcept nogil
+# The tag of an empty TLB entry: its page number belongs to another index, so that no address that selects the entry
+# can match it, not even one that isn't canonical.
+cdef inline uint64_t empty_tag(int index) noexcept nogil:
+    return (<uint64_t>(index ^ 1) << 12) | 1
 cdef inline int jump_hash(uint64_t pc) noexcept nogil:
     return <int>((pc ^ (pc >> 12)) & 4095)
 # Writes to guest-physical page `gpa` must be seen again (it now holds translated code): drop tag_w of entries for that host page.

@@ -406,12 +406,12 @@ def _enter(
     c.info[table][index].is_global = is_global
     c.page[table][index] = cython.cast(uint64_t, slot.host) + (page << 12)
     c.tag_r[table][index] = va
-    c.tag_w[table][index] = va if direct else 1
+    c.tag_w[table][index] = va if direct else empty_tag(index)
     if direct:
         # protect_page on another thread sets code[] and then looks for our entry: one of us sees the other
         full_fence()
         if slot.code[page]:
-            c.tag_w[table][index] = 1
+            c.tag_w[table][index] = empty_tag(index)
             direct = False
     if size_log2 > 12:
         _note_large(c, va, size_log2)
@@ -668,8 +668,8 @@ def flush_tlb(c, keep_global):
             k = c.tlb_local[t][i]
             c.tlb_listed[t][k] &= 2
             if not c.info[t][k].is_global:
-                c.tag_r[t][k] = 1
-                c.tag_w[t][k] = 1
+                c.tag_r[t][k] = empty_tag(k)
+                c.tag_w[t][k] = empty_tag(k)
         c.tlb_local_count[t] = 0
         for i in range(c.itlb_local_count[t]):
             k = c.itlb_local[t][i]
@@ -682,8 +682,8 @@ def flush_tlb(c, keep_global):
         for i in range(c.tlb_global_count[t]):
             k = c.tlb_global[t][i]
             c.tlb_listed[t][k] = 0
-            c.tag_r[t][k] = 1
-            c.tag_w[t][k] = 1
+            c.tag_r[t][k] = empty_tag(k)
+            c.tag_w[t][k] = empty_tag(k)
         c.tlb_global_count[t] = 0
         for i in range(c.itlb_global_count[t]):
             k = c.itlb_global_list[t][i]
@@ -699,8 +699,11 @@ def flush_tlb(c, keep_global):
 def empty_tlb(c):
     t: cython.int
     i: cython.int
-    memset(c.tag_r, 0xFF, cython.sizeof(c.tag_r))
-    memset(c.tag_w, 0xFF, cython.sizeof(c.tag_w))
+    k: cython.int
+    for t in range(TLB_COUNT):
+        for k in range(TLB_SIZE):
+            c.tag_r[t][k] = empty_tag(k)
+            c.tag_w[t][k] = empty_tag(k)
     memset(c.itlb_va, 0xFF, cython.sizeof(c.itlb_va))
     memset(c.tlb_listed, 0, cython.sizeof(c.tlb_listed))
     memset(c.itlb_listed, 0, cython.sizeof(c.itlb_listed))
@@ -737,8 +740,8 @@ def _drop_region(c: cython.pointer(VCpu), va: uint64_t, shift: cython.int) -> cy
         for i in range(count):
             k = first + i
             if c.tag_r[t][k] >> shift == region:
-                c.tag_r[t][k] = 1
-                c.tag_w[t][k] = 1
+                c.tag_r[t][k] = empty_tag(k)
+                c.tag_w[t][k] = empty_tag(k)
         for i in range(ITLB_SIZE):
             if c.itlb_va[t][i] >> shift == region:
                 c.itlb_va[t][i] = 1
@@ -759,8 +762,8 @@ def flush_page(c, va):
         return
     for t in range(TLB_COUNT):
         if c.tag_r[t][k] == base:
-            c.tag_r[t][k] = 1
-            c.tag_w[t][k] = 1
+            c.tag_r[t][k] = empty_tag(k)
+            c.tag_w[t][k] = empty_tag(k)
         if c.itlb_va[t][k & (ITLB_SIZE - 1)] == base:
             c.itlb_va[t][k & (ITLB_SIZE - 1)] = 1
     bit = (va >> 12) & 4095
@@ -799,4 +802,4 @@ def protect_page(c, host_page):
     for t in range(TLB_COUNT):
         for i in range(TLB_SIZE):
             if c.page[t][i] == page:
-                c.tag_w[t][i] = 1
+                c.tag_w[t][i] = empty_tag(i)

@@ -258,8 +258,8 @@ shrd      0F AC /r   +Ev,Gv,Kb  shift
 shrd      0F AD /r   +Ev,Gv,cl  shift
 fxsave    NP 0F AE /0   =Mi     sys:FXSAVE
 fxrstor   NP 0F AE /1   Mi      sys:FXRSTOR
-ldmxcsr   NP 0F AE /2   Md      sse vector
-stmxcsr   NP 0F AE /3   =Md     sse vector
+ldmxcsr   NP 0F AE /2   Md      sse vector +avx128
+stmxcsr   NP 0F AE /3   =Md     sse vector +avx128
 xsave     NP 0F AE /4   +M?     sys:XSAVE xsave r:rax,rdx
 xrstor    NP 0F AE /5   M?      sys:XRSTOR xsave r:rax,rdx
 xsaveopt  NP 0F AE /6   +M?     sys:XSAVEOPT xsave r:rax,rdx
