@@ -153,6 +153,7 @@ cdef struct VCpu:
     uint64_t msr_kvm_system_time, msr_kvm_wall_clock, msr_kvm_poll, msr_kvm_steal, msr_kvm_async_pf, msr_kvm_eoi
     uint64_t msr_tsc_adjust
     uint64_t tsc_offset                 # guest TSC = host TSC + tsc_offset
+    uint64_t clock_origin               # host TSC at which the paravirtual clock reads 0; the same for all vCPUs of a machine
     # -- vector and x87 state while guest code is not running (ymm always, x87/mxcsr only across run())
     uint32_t mxcsr
     uint32_t pad0
