@@ -38,6 +38,7 @@ cdef int segment_linear(VCpu* c, int seg, uint64_t offset, int size, bint write,
 
 cdef void flush_tlb(VCpu* c, bint keep_global) noexcept nogil    # also the ITLB and jump caches
 cdef void empty_tlb(VCpu* c) noexcept nogil                      # make every cache empty whatever it holds; before the first run, after jump_miss is set
+cdef void flush_jumps(VCpu* c) noexcept nogil                    # the jump caches alone
 cdef void flush_page(VCpu* c, uint64_t va) noexcept nogil        # INVLPG: every table, large pages too
 # Enter a landing pad: the jump cache belongs to the address space, like the TLB.
 cdef void jump_cache_insert(VCpu* c, int table, uint64_t pc, uint64_t host) noexcept nogil

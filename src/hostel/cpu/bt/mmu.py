@@ -748,6 +748,10 @@ def _drop_region(c: cython.pointer(VCpu), va: uint64_t, shift: cython.int) -> cy
     _flush_jumps(c, False)
 
 
+def flush_jumps(c):
+    _flush_jumps(c, False)
+
+
 def flush_page(c, va):
     t: cython.int
     k: cython.int = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))

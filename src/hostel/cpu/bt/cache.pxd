@@ -1,0 +1,124 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from hostel.cpu.bt.insn cimport Insn
+from hostel.cpu.bt.vcpu cimport VCpu
+from hostel.memory.ram cimport Slot
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_mutexattr_t:
+        pass
+    enum: PTHREAD_MUTEX_RECURSIVE
+    int pthread_mutexattr_init(pthread_mutexattr_t* a)
+    int pthread_mutexattr_settype(pthread_mutexattr_t* a, int kind)
+    int pthread_mutex_init(pthread_mutex_t* m, pthread_mutexattr_t* a)
+    int pthread_mutex_lock(pthread_mutex_t* m)
+    int pthread_mutex_unlock(pthread_mutex_t* m)
+
+cdef extern from "sched.h" nogil:
+    int sched_yield()
+
+cdef extern from * nogil:
+    void fence "__sync_synchronize"()
+
+cdef enum:
+    MODE_SINGLE = 0x8000         # key of blocks of one instruction that return to the monitor (the slow twin)
+
+cdef enum:                       # Site.kind: why translated code left
+    SK_MISS = 0                  # jump cache miss; the target is in s1
+    SK_LINK = 1                  # direct jump to pc that isn't linked yet; host = its rel32
+    SK_MEM = 2                   # TLB miss at the access of pc; s1 = linear address; host = where to check again
+    SK_SYS = 3                   # instruction number `extra` of the pool is to be run by the monitor; host = what follows
+    SK_RAISE = 4                 # exception `extra` at pc
+    SK_POLL = 5                  # somebody kicked: go on at pc
+    SK_POLL_S1 = 6               # the same, at the address in s1
+    SK_FAULT = 7                 # the host's processor refused the instruction at pc
+    SK_STEP = 8                  # the one instruction is done; next is pc
+    SK_STEP_S1 = 9
+
+cdef struct Site:
+    uint64_t pc
+    uint32_t host                # offset in the code memory
+    uint32_t block
+    uint32_t extra
+    uint16_t size                # SK_MEM: bytes of the access
+    uint8_t kind
+    uint8_t access               # SK_MEM: ACCESS_*; SK_LINK: 1 = flags in memory form there
+
+cdef struct Fault:               # host instructions that may fault, in order of address
+    uint32_t host
+    uint32_t site
+    uint32_t flags_in_host
+
+cdef struct Block:
+    uint64_t gpa
+    uint64_t gpa2                # second page (its address) when the only instruction crosses into it, else 1
+    uint64_t pc
+    uint32_t mode
+    uint32_t size                # guest bytes
+    uint32_t next_hash
+    uint32_t next_page
+    uint32_t next_page2
+    uint32_t pad                 # offsets in the code memory
+    uint32_t entry_host
+    uint32_t entry_mem
+    uint32_t cold_host
+    uint32_t cold_mem
+    uint32_t end
+    uint16_t insns
+    uint8_t dead
+
+cdef enum:
+    HASH_SIZE = 65536
+    CODE_SIZE = 64 << 20
+    MAX_BLOCKS = 1 << 19
+    MAX_SITES = 1 << 21
+    MAX_FAULTS = 1 << 20
+    MAX_POOL = 1 << 18
+    MAX_VCPUS = 16
+
+# The translations of one machine, shared by its vCPUs. Written under `lock`; read without.
+cdef struct Cache:
+    uint8_t* code
+    uint8_t* start               # first byte after the stubs
+    uint8_t* free
+    Block* blocks                # number 0 is unused
+    uint32_t n_blocks
+    Site* sites
+    uint32_t n_sites
+    Fault* faults
+    uint32_t n_faults
+    Insn* pool
+    uint32_t n_pool
+    uint32_t* hash
+    uint32_t* pages[16]          # per slot, per page: first block
+    Slot* slots
+    int n_slots
+    uint8_t* enter
+    uint8_t* leave_mem
+    uint8_t* leave_host
+    uint8_t* miss
+    uint8_t* fx_save
+    uint8_t* fx_restore
+    pthread_mutex_t lock
+    VCpu* vcpus[MAX_VCPUS]
+    int n_vcpus
+    volatile int world_stop
+    uint32_t generation
+    uint64_t n_flushes
+    uint64_t n_invalidated
+    uint64_t total_blocks
+    uint64_t total_insns
+
+cdef int setup(Cache* m) noexcept nogil
+cdef void teardown(Cache* m) noexcept nogil
+cdef uint32_t find(Cache* m, uint64_t gpa, uint64_t pc, uint32_t mode) noexcept nogil
+cdef uint32_t add_site(Cache* m, int kind, uint64_t pc, uint32_t block) noexcept nogil
+cdef void add_fault(Cache* m, uint8_t* host, uint32_t site, bint flags_in_host) noexcept nogil
+cdef Fault* find_fault(Cache* m, uint32_t host) noexcept nogil
+cdef bint full(Cache* m) noexcept nogil
+cdef void flush(Cache* m) noexcept nogil
+cdef void enlist(Cache* m, uint32_t number) noexcept nogil
+cdef bint invalidate(Cache* m, VCpu* me, uint64_t gpa, uint64_t size) noexcept nogil
+cdef void stop_world(Cache* m, VCpu* me) noexcept nogil
+cdef void resume_world(Cache* m) noexcept nogil

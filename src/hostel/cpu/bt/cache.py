@@ -1,0 +1,286 @@
+"""The code cache: what has been translated, where it lies, and how it is found and dropped.
+
+Blocks are keyed by guest-physical address, virtual address and mode, so that code stays valid as long as its
+bytes do, whatever happens to mappings. Code memory is filled from start to end; a block that its page's writer
+invalidates is unlinked by overwriting its three entries with jumps to a stub that looks the address up again, and its
+memory comes back when the whole cache is flushed (when it is full).
+
+Lock order: ``lock`` first, then the world is stopped. Readers of the hash take no lock: a block is complete before
+its number is published (TSO), and numbers are reused only while every vCPU is out of translated code.
+"""
+
+import cython
+from cython.cimports.hostel.cpu.bt.mmu import flush_tlb
+from cython.cimports.hostel.cpu.bt.vcpu import VCpu
+from cython.cimports.hostel.memory.ram import Slot
+from cython.cimports.libc.stdint import int32_t, uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.string import memcpy, memset
+from cython.cimports.posix.mman import (
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    mmap,
+    munmap,
+)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _map(size: cython.size_t, executable: cython.bint) -> cython.p_void:
+    prot: cython.int = PROT_READ | PROT_WRITE | (PROT_EXEC if executable else 0)
+    p: cython.p_void = mmap(cython.NULL, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    return cython.NULL if p == MAP_FAILED else p
+
+
+def setup(m):
+    """Reserve everything (touched as used); 0, or -1 without memory."""
+    i: cython.int
+    m.code = cython.cast(cython.pointer(uint8_t), _map(CODE_SIZE, True))
+    m.blocks = cython.cast(cython.pointer(Block), _map(MAX_BLOCKS * cython.sizeof(Block), False))
+    m.sites = cython.cast(cython.pointer(Site), _map(MAX_SITES * cython.sizeof(Site), False))
+    m.faults = cython.cast(cython.pointer(Fault), _map(MAX_FAULTS * cython.sizeof(Fault), False))
+    m.pool = cython.cast(cython.pointer(Insn), _map(MAX_POOL * cython.sizeof(Insn), False))
+    m.hash = cython.cast(cython.pointer(uint32_t), _map(HASH_SIZE * 4, False))
+    if not (m.code and m.blocks and m.sites and m.faults and m.pool and m.hash):
+        return -1
+    for i in range(m.n_slots):
+        m.pages[i] = cython.cast(cython.pointer(uint32_t), _map((m.slots[i].size >> 12) * 4, False))
+        if not m.pages[i]:
+            return -1
+    m.free = m.code
+    m.start = m.code
+    m.n_blocks = 1
+    m.n_sites = 1
+    attributes: pthread_mutexattr_t
+    pthread_mutexattr_init(cython.address(attributes))
+    pthread_mutexattr_settype(cython.address(attributes), PTHREAD_MUTEX_RECURSIVE)
+    pthread_mutex_init(cython.address(m.lock), cython.address(attributes))
+    return 0
+
+
+def teardown(m):
+    i: cython.int
+    munmap(m.code, CODE_SIZE)
+    munmap(m.blocks, MAX_BLOCKS * cython.sizeof(Block))
+    munmap(m.sites, MAX_SITES * cython.sizeof(Site))
+    munmap(m.faults, MAX_FAULTS * cython.sizeof(Fault))
+    munmap(m.pool, MAX_POOL * cython.sizeof(Insn))
+    munmap(m.hash, HASH_SIZE * 4)
+    for i in range(m.n_slots):
+        munmap(m.pages[i], (m.slots[i].size >> 12) * 4)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+@cython.inline
+def _hash(gpa: uint64_t, pc: uint64_t, mode: uint32_t) -> uint32_t:
+    h: uint64_t = gpa ^ (gpa >> 12) ^ (pc >> 20) ^ (mode * 0x9E37)
+    return cython.cast(uint32_t, h ^ (h >> 16)) & (HASH_SIZE - 1)
+
+
+def find(m, gpa, pc, mode):
+    """The number of the live block at that place, or 0."""
+    n: uint32_t = m.hash[_hash(gpa, pc, mode)]
+    while n:
+        b: cython.pointer(Block) = cython.address(m.blocks[n])
+        if b.gpa == gpa and b.pc == pc and b.mode == mode and not b.dead:
+            return n
+        n = b.next_hash
+    return 0
+
+
+def add_site(m, kind, pc, block):
+    s: cython.pointer(Site) = cython.address(m.sites[m.n_sites])
+    s.kind = cython.cast(uint8_t, kind)
+    s.pc = pc
+    s.block = block
+    s.host = 0
+    s.extra = 0
+    s.size = 0
+    s.access = 0
+    m.n_sites += 1
+    return m.n_sites - 1
+
+
+def add_fault(m, host, site, flags_in_host):
+    f: cython.pointer(Fault) = cython.address(m.faults[m.n_faults])
+    f.host = cython.cast(uint32_t, host - m.code)
+    f.site = site
+    f.flags_in_host = flags_in_host
+    m.n_faults += 1
+
+
+def find_fault(m, host):
+    low: uint32_t = 0
+    high: uint32_t = m.n_faults
+    mid: uint32_t
+    while low < high:
+        mid = (low + high) >> 1
+        if m.faults[mid].host < host:
+            low = mid + 1
+        else:
+            high = mid
+    if low < m.n_faults and m.faults[low].host == host:
+        return cython.address(m.faults[low])
+    return cython.NULL
+
+
+def full(m):
+    """Whether another block might not fit (a block takes at most 64 KiB of code and 512 entries of each table)."""
+    return (
+        m.free + 65536 > m.code + CODE_SIZE
+        or m.n_blocks + 1 >= MAX_BLOCKS
+        or m.n_sites + 1024 >= MAX_SITES
+        or m.n_faults + 512 >= MAX_FAULTS
+        or m.n_pool + 512 >= MAX_POOL
+    )
+
+
+def flush(m):
+    """Forget every translation. The world is stopped and the lock is held."""
+    i: cython.int
+    page: uint64_t
+    slot: cython.pointer(Slot)
+    memset(m.hash, 0, HASH_SIZE * 4)
+    for i in range(m.n_slots):
+        slot = cython.address(m.slots[i])
+        for page in range(slot.size >> 12):
+            if m.pages[i][page]:
+                m.pages[i][page] = 0
+                slot.code[page] = 0
+    m.free = m.start
+    m.n_blocks = 1
+    m.n_sites = 1
+    m.n_faults = 0
+    m.n_pool = 0
+    m.generation += 1
+    m.n_flushes += 1
+    for i in range(m.n_vcpus):
+        flush_tlb(m.vcpus[i], False)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _page_head(m: cython.pointer(Cache), gpa: uint64_t, slot: cython.pointer(cython.pointer(Slot))) -> cython.pointer(uint32_t):
+    i: cython.int
+    for i in range(m.n_slots):
+        if gpa - m.slots[i].gpa < m.slots[i].size:
+            slot[0] = cython.address(m.slots[i])
+            return cython.address(m.pages[i][(gpa - m.slots[i].gpa) >> 12])
+    return cython.NULL
+
+
+def enlist(m, number):
+    """Publish a finished block and let its pages remember it; the caller has protected them."""
+    b: cython.pointer(Block) = cython.address(m.blocks[number])
+    slot: cython.pointer(Slot)
+    head: cython.pointer(uint32_t) = _page_head(m, b.gpa, cython.address(slot))
+    if head:
+        b.next_page = head[0]
+        head[0] = number
+    if b.gpa2 != 1:
+        head = _page_head(m, b.gpa2, cython.address(slot))
+        if head:
+            b.next_page2 = head[0]
+            head[0] = number
+    h: uint32_t = _hash(b.gpa, b.pc, b.mode)
+    b.next_hash = m.hash[h]
+    m.hash[h] = number
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _redirect(m: cython.pointer(Cache), entry: uint32_t, target: cython.pointer(uint8_t)) -> cython.void:
+    # The entries are 8-byte aligned, so that a processor that fetches meanwhile sees the old or the new jump.
+    p: cython.pointer(uint8_t) = m.code + entry
+    word: uint64_t
+    rel: int32_t = cython.cast(int32_t, target - (p + 5))
+    memcpy(cython.address(word), p, 8)
+    bytes_: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), cython.address(word))
+    bytes_[0] = 0xE9
+    memcpy(bytes_ + 1, cython.address(rel), 4)
+    cython.cast(cython.pointer(uint64_t), p)[0] = word
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _kill(m: cython.pointer(Cache), b: cython.pointer(Block)) -> cython.void:
+    b.dead = 1
+    _redirect(m, b.pad, m.miss)
+    _redirect(m, b.entry_host, m.code + b.cold_host)
+    _redirect(m, b.entry_mem, m.code + b.cold_mem)
+    m.n_invalidated += 1
+
+
+def invalidate(m, me, gpa, size):
+    """Drop the blocks that hold any byte of [gpa, gpa+size), which lies in one page; True if any was dropped.
+
+    ``me`` is the calling vCPU, outside translated code, or NULL for a device.
+    """
+    slot: cython.pointer(Slot) = cython.NULL
+    killed: cython.bint = False
+    n: uint32_t
+    b: cython.pointer(Block)
+    link: cython.pointer(uint32_t)
+    page: uint64_t = gpa >> 12
+    pthread_mutex_lock(cython.address(m.lock))
+    link = _page_head(m, gpa, cython.address(slot))
+    if link == cython.NULL:
+        pthread_mutex_unlock(cython.address(m.lock))
+        return False
+    head: cython.pointer(uint32_t) = link
+    stopped: cython.bint = False
+    n = link[0]
+    while n:
+        b = cython.address(m.blocks[n])
+        second: cython.bint = b.gpa >> 12 != page
+        overlaps: cython.bint
+        if b.gpa2 != 1:
+            overlaps = True
+        else:
+            overlaps = b.gpa < gpa + size and gpa < b.gpa + b.size
+        if not b.dead and overlaps:
+            if not stopped and m.n_vcpus > 1:
+                stop_world(m, me)
+                stopped = True
+            _kill(m, b)
+            killed = True
+        if b.dead:
+            link[0] = b.next_page2 if second else b.next_page
+        else:
+            link = cython.address(b.next_page2) if second else cython.address(b.next_page)
+        n = link[0]
+    if head[0] == 0:
+        slot.code[(gpa - slot.gpa) >> 12] = 0
+    if stopped:
+        resume_world(m)
+    pthread_mutex_unlock(cython.address(m.lock))
+    return killed
+
+
+def stop_world(m, me):
+    """Wait until no other vCPU runs translated code; nests. The lock is held, so one at a time stops the world."""
+    i: cython.int
+    v: cython.pointer(VCpu)
+    m.world_stop += 1
+    fence()
+    for i in range(m.n_vcpus):
+        v = m.vcpus[i]
+        if v != me:
+            v.poll = 0
+            while cython.cast(cython.pointer(cython.volatile[cython.int]), cython.address(v.in_guest))[0]:
+                sched_yield()
+
+
+def resume_world(m):
+    fence()
+    m.world_stop -= 1

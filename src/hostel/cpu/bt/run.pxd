@@ -1,0 +1,93 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from hostel.cpu.bt.cache cimport Cache
+from hostel.cpu.bt.vcpu cimport VCpu
+from hostel.cpu.engine cimport Vcpu
+from hostel.memory.ram cimport Ram
+
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
+
+cdef extern from "<sys/syscall.h>" nogil:
+    enum: SYS_arch_prctl
+
+cdef extern from "<asm/prctl.h>" nogil:
+    enum: ARCH_SET_GS, ARCH_GET_GS
+
+cdef extern from "<signal.h>" nogil:
+    enum: SA_SIGINFO, SA_ONSTACK, SIGSEGV, SIGFPE, SIGILL, SIGBUS, SIGTRAP, SS_DISABLE, SIG_SETMASK
+    ctypedef struct siginfo_t:
+        int si_code
+        void* si_addr
+    ctypedef struct sigset_t:
+        pass
+    ctypedef struct stack_t:
+        void* ss_sp
+        int ss_flags
+        size_t ss_size
+    ctypedef void (*handler_t)(int, siginfo_t*, void*) noexcept nogil
+    struct sigaction_t "sigaction":
+        handler_t sa_sigaction
+        int sa_flags
+        sigset_t sa_mask
+    int sigaction(int signum, const sigaction_t* act, sigaction_t* old)
+    int sigemptyset(sigset_t* set)
+    int sigfillset(sigset_t* set)
+    int sigaltstack(const stack_t* ss, stack_t* old)
+
+cdef extern from "<ucontext.h>" nogil:
+    enum: REG_RIP, REG_R14, REG_R15, REG_EFL
+    ctypedef struct mcontext_t:
+        long long gregs[23]
+    ctypedef struct ucontext_t:
+        mcontext_t uc_mcontext
+
+ctypedef void (*stub_t)() noexcept nogil
+
+cdef enum:
+    CHECK_LENGTH = 45            # bytes of translate._access's check, from where it may be repeated to behind it
+    ALT_STACK = 1 << 16
+
+cdef enum:                       # what the run loop does next
+    GO_LOOKUP = 0                # find the block of c.rip
+    GO_RESUME = 1                # c.host_pc is set
+    GO_EXIT = 2                  # return c.io.reason
+
+cdef class BtEngine:
+    cdef Cache cache
+    cdef readonly list vcpus
+    cdef readonly Ram ram
+
+cdef class BtVcpu(Vcpu):
+    cdef VCpu* c
+    cdef Cache* m
+    cdef BtEngine engine
+    cdef void* memory
+    cdef size_t memory_size
+    cdef void* alt_stack
+    cdef bint owned              # GS and the signal stack of the calling thread are set
+    cdef bint irq_check          # look at the interrupt controller before going on
+    cdef bint io_wait            # an exit of the current instruction waits for its answer
+    cdef bint mmio_wait
+    cdef bint single             # the next block is one instruction long
+    cdef bint held               # the world is stopped for a split atomic access
+    cdef bint fx_loaded
+    cdef int run(self) noexcept nogil
+    cdef void kick(self) noexcept nogil
+    cdef bint runnable(self) noexcept nogil
+    cdef int attach(self) noexcept nogil
+    cdef void detach(self) noexcept nogil
+    cdef int loop(self) noexcept nogil
+    cdef bint events(self) noexcept nogil
+    cdef void pop_mmio(self) noexcept nogil
+    cdef void release(self) noexcept nogil
+    cdef int find_block(self) noexcept nogil
+    cdef void link(self, uint32_t site, uint32_t block) noexcept nogil
+    cdef int handle(self) noexcept nogil
+    cdef int memory_access(self, uint32_t site) noexcept nogil
+    cdef int staged(self, uint32_t site) noexcept nogil
+    cdef int refuse(self) noexcept nogil
+    cdef int alone(self) noexcept nogil
+    cdef int ask(self) noexcept nogil
+    cdef int step_done(self) noexcept nogil
+    cdef int monitor(self, uint32_t site) noexcept nogil
+    cdef int string(self, uint32_t site) noexcept nogil

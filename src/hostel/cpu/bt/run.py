@@ -1,0 +1,1171 @@
+"""Running translated code: the vCPU's loop, its way in and out, signals, and the accesses that can't go inline.
+
+The loop (``BtVcpu.loop``) delivers what is pending, finds or makes the block of ``rip``, enters it and handles the
+site at which it left. It runs without the GIL on the vCPU's own thread and comes back to the caller only with an exit.
+
+A thread that runs guest code has GS at its ``VCpu`` and the guest's rsp in rsp, so signals use an alternate stack. The
+host's SIGSEGV, SIGFPE and SIGBUS at an instruction that the fault table knows are the guest's exceptions or a kick (the
+poll's null pointer); any other is a bug of ours and takes the default action, so that the worker dies visibly.
+
+Accesses that cross pages, go to devices or to pages with translations come to ``memory_access``. Reads are gathered into
+``VCpu.stage`` and the instruction goes on with that as its operand. Writes run the instruction alone (a block of
+MODE_SINGLE) on the stage, which is written back when it is done: the slow twin.
+
+Lock order: ``Cache.lock``, then the world is stopped; a vCPU that waits for either is out of translated code.
+"""
+
+import cython
+from cython.cimports.hostel.cpu.bt import mmu
+from cython.cimports.hostel.cpu.bt.cache import (
+    MODE_SINGLE,
+    SK_FAULT,
+    SK_LINK,
+    SK_MEM,
+    SK_MISS,
+    SK_POLL,
+    SK_POLL_S1,
+    SK_RAISE,
+    SK_STEP,
+    SK_STEP_S1,
+    SK_SYS,
+    Block,
+    Cache,
+    Fault,
+    Site,
+    fence,
+    find,
+    find_fault,
+    flush,
+    full,
+    invalidate,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    resume_world,
+    sched_yield,
+    setup,
+    stop_world,
+    teardown,
+)
+from cython.cimports.hostel.cpu.bt.decode import table
+from cython.cimports.hostel.cpu.bt.emit import fill_hole
+from cython.cimports.hostel.cpu.bt.insn import (
+    CS,
+    ES,
+    FS,
+    K_STRING,
+    O_VECTOR,
+    P_LOCK,
+    P_REP,
+    P_REPNE,
+    S_FXSAVE,
+    S_INT,
+    S_INT3,
+    S_IRET,
+    S_MASKMOVQ,
+    S_SYSCALL,
+    S_SYSENTER,
+    S_SYSRET,
+    S_XRSTORS,
+    Insn,
+)
+from cython.cimports.hostel.cpu.bt.mmu import (
+    current_table,
+    empty_tlb,
+    find_slot,
+    flush_jumps,
+    flush_tlb,
+    jump_cache_insert,
+    lookup,
+    lookup_exec,
+    raise_error,
+    raise_exception,
+    segment_linear,
+)
+from cython.cimports.hostel.cpu.bt.system import (
+    SYS_EXCEPTION,
+    SYS_EXIT,
+    SYS_HALT,
+    SYS_NEXT,
+    SYS_SHUTDOWN,
+    deliver_exception,
+    deliver_interrupt,
+    deliver_nmi,
+    execute,
+    finish_io,
+    init,
+    reset,
+    sipi,
+)
+from cython.cimports.hostel.cpu.bt.translate import FLAGS_HOST, prepare, translate
+from cython.cimports.hostel.cpu.bt.vcpu import (
+    ACCESS_READ,
+    ACCESS_RW,
+    ACCESS_WRITE,
+    FL_ARITH,
+    FL_DF,
+    FL_IF,
+    MODE_CODE64,
+    MODE_LONG,
+    MODE_TF,
+    TLB_COUNT,
+    X_AC,
+    X_DB,
+    X_DE,
+    X_GP,
+    X_MF,
+    X_NM,
+    X_UD,
+    X_XM,
+    VCpu,
+)
+from cython.cimports.hostel.cpu.bt.x86 import CR0_EM
+from cython.cimports.hostel.cpu.engine import (
+    EXIT_ERROR,
+    EXIT_HLT,
+    EXIT_KICK,
+    EXIT_MMIO,
+    EXIT_PIO,
+    EXIT_SHUTDOWN,
+    InterruptController,
+    Vcpu,
+)
+from cython.cimports.hostel.memory.ram import Slot
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.string import memcpy, memmove, memset
+from cython.cimports.posix.mman import (
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+    mmap,
+    munmap,
+)
+
+from hostel.base.errors import MachineError, MemoryError_
+
+_handlers_installed = cython.declare(cython.bint, False)
+
+
+# ---------------------------------------------------------------- signals
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _on_signal(signum: cython.int, info: cython.pointer(siginfo_t), context: cython.p_void) -> cython.void:
+    c: cython.pointer(VCpu) = cython.NULL
+    uc: cython.pointer(ucontext_t) = cython.cast(cython.pointer(ucontext_t), context)
+    m: cython.pointer(Cache)
+    f: cython.pointer(Fault)
+    action: sigaction_t
+    pc: uint64_t
+    syscall(SYS_arch_prctl, ARCH_GET_GS, cython.address(c))
+    if c != cython.NULL and c.self == cython.cast(uint64_t, c):
+        m = cython.cast(cython.pointer(Cache), c.machine)
+        pc = cython.cast(uint64_t, uc.uc_mcontext.gregs[REG_RIP]) - cython.cast(uint64_t, m.code)
+        if pc < cython.cast(uint64_t, m.free - m.code):
+            f = find_fault(m, cython.cast(uint32_t, pc))
+            if f != cython.NULL:
+                c.site = f.site
+                c.exit_code = signum
+                uc.uc_mcontext.gregs[REG_RIP] = cython.cast(
+                    cython.longlong, m.leave_host if f.flags_in_host else m.leave_mem
+                )
+                return
+    # not the guest's doing: die of it
+    memset(cython.address(action), 0, cython.sizeof(action))
+    sigaction(signum, cython.address(action), cython.NULL)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _install_handlers() -> cython.void:
+    global _handlers_installed
+    action: sigaction_t
+    if _handlers_installed:
+        return
+    _handlers_installed = True
+    memset(cython.address(action), 0, cython.sizeof(action))
+    action.sa_sigaction = _on_signal
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK
+    sigemptyset(cython.address(action.sa_mask))
+    sigaction(SIGSEGV, cython.address(action), cython.NULL)
+    sigaction(SIGFPE, cython.address(action), cython.NULL)
+    sigaction(SIGBUS, cython.address(action), cython.NULL)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _code_written(c: cython.pointer(VCpu), gpa: uint64_t, size: cython.int) -> cython.void:
+    c.n_smc += 1
+    invalidate(cython.cast(cython.pointer(Cache), c.machine), c, gpa, size)
+
+
+# ---------------------------------------------------------------- flags, registers
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+@cython.inline
+def _flags_in(c: cython.pointer(VCpu)) -> cython.void:
+    """flags_saved (lahf in ah, seto in al) to eflags."""
+    ax: uint64_t = c.flags_saved
+    c.eflags = (c.eflags & ~cython.cast(uint64_t, FL_ARITH)) | (ax >> 8 & 0xD5) | ((ax & 1) << 11)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+@cython.inline
+def _flags_out(c: cython.pointer(VCpu)) -> cython.void:
+    c.flags_saved = (c.eflags & 0xD5) << 8 | (c.eflags >> 11 & 1)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _mask(size: cython.int) -> uint64_t:
+    if size == 8:
+        return cython.cast(uint64_t, -1)
+    return (cython.cast(uint64_t, 1) << (8 * size)) - 1
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _set_reg(c: cython.pointer(VCpu), r: cython.int, size: cython.int, value: uint64_t) -> cython.void:
+    """Write the low `size` bytes as an instruction would: 4 zero-extends, 1 and 2 keep the rest."""
+    if size >= 4:
+        c.r[r] = value & _mask(size)
+    else:
+        c.r[r] = (c.r[r] & ~_mask(size)) | (value & _mask(size))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _compare(c: cython.pointer(VCpu), a: uint64_t, b: uint64_t, size: cython.int) -> cython.void:
+    """EFLAGS of CMP a, b."""
+    mask: uint64_t = _mask(size)
+    a &= mask
+    b &= mask
+    d: uint64_t = (a - b) & mask
+    top: uint64_t = (mask >> 1) + 1
+    f: uint64_t = 0
+    p: uint64_t = d & 0xFF
+    p ^= p >> 4
+    p ^= p >> 2
+    p ^= p >> 1
+    if a < b:
+        f |= 1
+    if not p & 1:
+        f |= 4
+    if (a ^ b ^ d) & 0x10:
+        f |= 0x10
+    if d == 0:
+        f |= 0x40
+    if d & top:
+        f |= 0x80
+    if (a ^ b) & (a ^ d) & top:
+        f |= 0x800
+    c.eflags = (c.eflags & ~cython.cast(uint64_t, FL_ARITH)) | f
+
+
+# ---------------------------------------------------------------- piecewise memory
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _device_read(c: cython.pointer(VCpu), gpa: uint64_t, to: cython.pointer(uint8_t), size: cython.int) -> cython.int:
+    """Bytes of a device through the answers that this instruction has had so far; 1: c.io asks for the next."""
+    n: cython.int
+    while size > 0:
+        n = 8 - cython.cast(cython.int, gpa & 7)
+        if n > size:
+            n = size
+        if n != 8 and n & (n - 1):
+            n = 4 if n > 4 else 2 if n > 2 else 1
+        if c.mmio_next >= c.mmio_answers:
+            c.io.reason = EXIT_MMIO
+            c.io.address = gpa
+            c.io.size = n
+            c.io.is_write = False
+            c.io.data = 0
+            return 1
+        memcpy(to, cython.address(c.mmio_answer[c.mmio_next]), n)
+        c.mmio_next += 1
+        gpa += n
+        to += n
+        size -= n
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _device_write(c: cython.pointer(VCpu), gpa: uint64_t, source: cython.pointer(uint8_t), size: cython.int) -> cython.void:
+    n: cython.int
+    k: cython.int
+    while size > 0 and c.mmio_pending_count < 8:
+        n = 8 - cython.cast(cython.int, gpa & 7)
+        if n > size:
+            n = size
+        if n != 8 and n & (n - 1):
+            n = 4 if n > 4 else 2 if n > 2 else 1
+        k = c.mmio_pending_count
+        c.mmio_pending[2 * k] = gpa
+        c.mmio_pending[2 * k + 1] = 0
+        memcpy(cython.address(c.mmio_pending[2 * k + 1]), source, n)
+        c.mmio_pending_size[k] = cython.cast(uint8_t, n)
+        c.mmio_pending_count = k + 1
+        gpa += n
+        source += n
+        size -= n
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _read(c: cython.pointer(VCpu), va: uint64_t, to: cython.pointer(uint8_t), size: cython.int, tlb: cython.int) -> cython.int:
+    """Linear memory to a buffer, page by page, devices included: 0, -1 (fault) or 1 (c.io asks a device)."""
+    host: cython.pointer(uint8_t) = cython.NULL
+    gpa: uint64_t = 0
+    n: cython.int
+    while size > 0:
+        n = 4096 - cython.cast(cython.int, va & 0xFFF)
+        if n > size:
+            n = size
+        if lookup(c, va, ACCESS_READ, tlb, cython.address(host), cython.address(gpa)):
+            return -1
+        if host != cython.NULL:
+            memcpy(to, host, n)
+        elif _device_read(c, gpa, to, n):
+            return 1
+        va += n
+        if not c.mode & MODE_LONG:
+            va = cython.cast(uint32_t, va)
+        to += n
+        size -= n
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _writable(c: cython.pointer(VCpu), va: uint64_t, size: cython.int, tlb: cython.int) -> cython.int:
+    """0 when all bytes may be written, else -1 with the fault pending."""
+    host: cython.pointer(uint8_t) = cython.NULL
+    gpa: uint64_t = 0
+    last: uint64_t = va + size - 1
+    if not c.mode & MODE_LONG:
+        last = cython.cast(uint32_t, last)
+    if lookup(c, va, ACCESS_WRITE, tlb, cython.address(host), cython.address(gpa)):
+        return -1
+    if (va ^ last) >> 12:
+        return lookup(c, last & ~cython.cast(uint64_t, 0xFFF), ACCESS_WRITE, tlb, cython.address(host), cython.address(gpa))
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _write(c: cython.pointer(VCpu), va: uint64_t, source: cython.pointer(uint8_t), size: cython.int, tlb: cython.int) -> cython.int:
+    """A buffer to linear memory; what goes to devices is queued. 0, or -1 before anything was stored."""
+    host: cython.pointer(uint8_t) = cython.NULL
+    gpa: uint64_t = 0
+    n: cython.int
+    slot: cython.pointer(Slot)
+    if _writable(c, va, size, tlb):
+        return -1
+    while size > 0:
+        n = 4096 - cython.cast(cython.int, va & 0xFFF)
+        if n > size:
+            n = size
+        lookup(c, va, ACCESS_WRITE, tlb, cython.address(host), cython.address(gpa))
+        if host != cython.NULL:
+            memcpy(host, source, n)
+        else:
+            slot = find_slot(c, gpa)
+            if slot == cython.NULL:
+                _device_write(c, gpa, source, n)
+            elif not slot.readonly:
+                if slot.code[(gpa - slot.gpa) >> 12]:
+                    _code_written(c, gpa, n)
+                slot.dirty[(gpa - slot.gpa) >> 12] = 1
+                memcpy(slot.host + (gpa - slot.gpa), source, n)
+        va += n
+        if not c.mode & MODE_LONG:
+            va = cython.cast(uint32_t, va)
+        source += n
+        size -= n
+    return 0
+
+
+# ---------------------------------------------------------------- the machine's side
+
+
+@cython.cclass
+class BtEngine:
+    """The binary translator for one machine: ``cpus`` vCPUs over ``ram``, which must be complete."""
+
+    def __cinit__(self, ram: Ram, cpus: cython.int):
+        i: cython.int
+        if not 1 <= cpus <= 16:
+            raise MachineError(f"{cpus} vCPUs: a machine has 1 to 16")
+        self.ram = ram
+        self.vcpus = []
+        memset(cython.address(self.cache), 0, cython.sizeof(self.cache))
+        mmu.on_code_write = _code_written
+        self.cache.slots = ram.slots
+        self.cache.n_slots = ram.count
+        if setup(cython.address(self.cache)) != 0:
+            raise MemoryError_("no address space left for the translator's cache")
+        for i in range(cpus):
+            v: BtVcpu = BtVcpu(self, i, cpus)
+            self.vcpus.append(v)
+            self.cache.vcpus[i] = v.c
+        self.cache.n_vcpus = cpus
+
+    def __dealloc__(self):
+        if self.cache.code:
+            teardown(cython.address(self.cache))
+
+    def invalidate(self, gpa: uint64_t, size: uint64_t):
+        """Tell of a device's write to guest memory, page by page, where translated code may lie."""
+        end: uint64_t = gpa + size
+        n: uint64_t
+        while gpa < end:
+            n = min(4096 - (gpa & 4095), end - gpa)
+            with cython.nogil:
+                invalidate(cython.address(self.cache), cython.NULL, gpa, n)
+            gpa += n
+
+    def statistics(self) -> dict:
+        """Counters of the code cache."""
+        m: cython.pointer(Cache) = cython.address(self.cache)
+        return {
+            "blocks": m.n_blocks - 1,
+            "code_bytes": m.free - m.code,
+            "code_capacity": 64 << 20,
+            "translated_blocks": m.total_blocks,
+            "translated_instructions": m.total_insns,
+            "invalidated_blocks": m.n_invalidated,
+            "flushes": m.n_flushes,
+        }
+
+
+@cython.cclass
+class BtVcpu(Vcpu):
+    """A vCPU of the translator. Power-on state: at the reset vector; all but number 0 wait for SIPI."""
+
+    def __cinit__(self, engine: BtEngine, index: cython.int, cpus: cython.int):
+        size: cython.size_t = cython.sizeof(VCpu) + 64
+        p: cython.p_void = mmap(
+            cython.NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+        )
+        if p == MAP_FAILED:
+            raise MemoryError_("no memory for a vCPU")
+        self.memory = p
+        self.memory_size = size
+        self.alt_stack = cython.NULL
+        self.owned = False
+        c: cython.pointer(VCpu) = cython.cast(cython.pointer(VCpu), p)
+        # fxsave wants its area at a multiple of 16
+        shift: cython.size_t = (16 - cython.cast(cython.size_t, cython.address(c.fx[0])) % 16) % 16
+        c = cython.cast(cython.pointer(VCpu), cython.cast(cython.size_t, p) + shift)
+        self.c = c
+        self.m = cython.address(engine.cache)
+        self.engine = engine
+        self.index = index
+        c.self = cython.cast(uint64_t, c)
+        c.index = index
+        c.vcpus = cpus
+        c.machine = self.m
+        c.owner = cython.cast(cython.p_void, self)
+        c.slots = engine.cache.slots
+        c.slot_count = engine.cache.n_slots
+        c.apic = cython.NULL
+        if index == 0:
+            prepare(self.m, c)
+        c.jump_miss = cython.cast(uint64_t, self.m.miss)
+        c.poll_word = 0
+        c.poll = cython.cast(uint64_t, cython.address(c.poll_word))
+        empty_tlb(c)
+        reset(c)
+        c.wait_sipi = index != 0
+        self.irq_check = True
+
+    def __dealloc__(self):
+        if self.memory:
+            munmap(self.memory, self.memory_size)
+        if self.alt_stack:
+            munmap(self.alt_stack, ALT_STACK)
+
+    def set_apic(self, apic: InterruptController):
+        """Hand in the local APIC; before the first run."""
+        self.apic = apic
+        self.c.apic = cython.cast(cython.p_void, apic)
+
+    def load_state(self, state):
+        """Take over an architectural state (``hostel.cpu.state``); the vCPU is not running."""
+        raise NotImplementedError
+        flush_tlb(self.c, False)
+        self.irq_check = True
+
+    def save_state(self):
+        """The architectural state (``hostel.cpu.state``); the vCPU is not running."""
+        raise NotImplementedError
+
+    def reset(self):
+        """Power-on state again (reboot); the vCPU is not running."""
+        with cython.nogil:
+            reset(self.c)
+            flush_tlb(self.c, False)
+        self.c.wait_sipi = self.index != 0
+        self.c.exception_pending = 0
+        self.io_wait = False
+        self.mmio_wait = False
+        self.c.mmio_answers = 0
+        self.c.mmio_pending_count = 0
+        self.c.stage_size = 0
+        self.init_request = 0
+        self.sipi_request = 0
+        self.nmi_request = 0
+        self.irq_check = True
+
+    def registers(self) -> dict:
+        """For people: where it is; exact only while it is not running."""
+        c: cython.pointer(VCpu) = self.c
+        names = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")
+        out = {n: c.r[i] for i, n in enumerate(names)}
+        for i in range(8, 16):
+            out[f"r{i}"] = c.r[i]
+        out.update(rip=c.rip, eflags=c.eflags, cr0=c.cr0, cr2=c.cr2, cr3=c.cr3, cr4=c.cr4, efer=c.efer, mode=c.mode)
+        out.update(cpl=c.cpl, halted=c.halted, wait_sipi=c.wait_sipi, cs=c.seg[1].selector, ss=c.seg[2].selector)
+        return out
+
+    def statistics(self) -> dict:
+        """Counters since power-on."""
+        c: cython.pointer(VCpu) = self.c
+        exits = {}
+        names = ("miss", "link", "memory", "monitor", "raise", "poll", "poll_indirect", "fault", "step", "step_indirect")
+        for i, name in enumerate(names):
+            exits[name] = c.n_exits[i]
+        exceptions = {str(i): c.n_exception[i] for i in range(32) if c.n_exception[i]}
+        return {
+            "exits": exits,
+            "exceptions": exceptions,
+            "interrupts": c.n_interrupts,
+            "tlb_misses": c.n_tlb_miss,
+            "tlb_fills": c.n_tlb_fill,
+            "tlb_flushes": c.n_tlb_flush,
+            "lookups": c.n_lookups,
+            "monitor_instructions": c.n_system,
+            "single_steps": c.n_twin,
+            "self_modifying_writes": c.n_smc,
+        }
+
+    # ------------------------------------------------------------ the thread
+
+    def attach(self):
+        stack: stack_t
+        _install_handlers()
+        if not self.alt_stack:
+            self.alt_stack = mmap(
+                cython.NULL, ALT_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
+            )
+            if self.alt_stack == MAP_FAILED:
+                self.alt_stack = cython.NULL
+                return -1
+        memset(cython.address(stack), 0, cython.sizeof(stack))
+        stack.ss_sp = self.alt_stack
+        stack.ss_size = ALT_STACK
+        stack.ss_flags = cython.cast(cython.int, cython.cast(cython.uint, 1) << 31)  # SS_AUTODISARM: rsp is the guest's
+        sigaltstack(cython.address(stack), cython.NULL)
+        syscall(SYS_arch_prctl, ARCH_SET_GS, self.c)
+        self.owned = True
+        return Vcpu.attach(self)
+
+    def detach(self):
+        stack: stack_t
+        Vcpu.detach(self)
+        if self.owned:
+            self.owned = False
+            syscall(SYS_arch_prctl, ARCH_SET_GS, 0)
+            memset(cython.address(stack), 0, cython.sizeof(stack))
+            stack.ss_flags = SS_DISABLE
+            sigaltstack(cython.address(stack), cython.NULL)
+
+    def kick(self):
+        self.c.poll = 0
+        Vcpu.kick(self)
+
+    def runnable(self):
+        c: cython.pointer(VCpu) = self.c
+        if self.stop_request or self.init_request:
+            return True
+        if c.wait_sipi:
+            return self.sipi_request != 0
+        if self.nmi_request:
+            return True
+        if c.eflags & FL_IF and c.apic:
+            return cython.cast(InterruptController, c.apic).pending() >= 0
+        return not c.halted
+
+    def run(self):
+        reason: cython.int
+        if not self.owned and self.attach():
+            return EXIT_ERROR
+        cython.cast(stub_t, self.m.fx_restore)()
+        reason = self.loop()
+        if self.held:
+            self.release()
+        cython.cast(stub_t, self.m.fx_save)()
+        self.exit = self.c.io
+        self.exit.reason = reason
+        return reason
+
+    def events(self):
+        """Take requests and interrupts; True if run() must return (c.io.reason)."""
+        c: cython.pointer(VCpu) = self.c
+        vector: cython.int
+        if c.poll == 0:
+            c.poll = cython.cast(uint64_t, cython.address(c.poll_word))
+            fence()
+            self.irq_check = True
+            c.n_polls += 1
+        if self.stop_request:
+            c.io.reason = EXIT_KICK
+            return True
+        if self.init_request:
+            self.init_request = 0
+            self.sipi_request = 0
+            init(c)
+            flush_tlb(c, False)
+        if self.sipi_request and c.wait_sipi:
+            vector = self.sipi_request & 0xFF
+            self.sipi_request = 0
+            sipi(c, vector)
+            flush_tlb(c, False)
+        if c.wait_sipi:
+            c.io.reason = EXIT_HLT
+            return True
+        if c.exception_pending:
+            if deliver_exception(c) == SYS_SHUTDOWN:
+                c.io.reason = EXIT_SHUTDOWN
+                return True
+        if self.nmi_request and not c.nmi_blocked and not c.inhibit:
+            self.nmi_request = 0
+            c.halted = 0
+            if deliver_nmi(c) == SYS_SHUTDOWN:
+                c.io.reason = EXIT_SHUTDOWN
+                return True
+        if self.irq_check and c.apic:
+            vector = cython.cast(InterruptController, c.apic).pending()
+            if vector < 0:
+                self.irq_check = False
+            elif c.eflags & FL_IF:
+                if c.inhibit:
+                    self.single = True  # one instruction first
+                else:
+                    vector = cython.cast(InterruptController, c.apic).acknowledge()
+                    if vector >= 0:
+                        c.halted = 0
+                        c.n_interrupts += 1
+                        if deliver_interrupt(c, vector) == SYS_SHUTDOWN:
+                            c.io.reason = EXIT_SHUTDOWN
+                            return True
+        c.inhibit = 0
+        if c.halted:
+            c.io.reason = EXIT_HLT
+            return True
+        return False
+
+    def loop(self):
+        c: cython.pointer(VCpu) = self.c
+        m: cython.pointer(Cache) = self.m
+        go: cython.int
+        # the answer to the exit that the caller has just handled
+        if self.io_wait:
+            self.io_wait = False
+            c.io.data = self.exit.data
+            if finish_io(c) == SYS_EXCEPTION:
+                pass
+        if self.mmio_wait:
+            self.mmio_wait = False
+            c.mmio_answer[c.mmio_answers & 15] = self.exit.data
+            c.mmio_answers += 1
+            self.single = True
+        while True:
+            if c.mmio_pending_count:
+                self.pop_mmio()
+                return EXIT_MMIO
+            if self.held and not self.single:
+                self.release()
+            # an instruction that has had answers from devices goes on before anything else
+            if not (self.single and c.mmio_answers) and self.events():
+                return c.io.reason
+            go = self.find_block()
+            if go == GO_LOOKUP:
+                continue
+            _flags_out(c)
+            while go == GO_RESUME:
+                if m.n_vcpus > 1 and not self.held:
+                    c.in_guest = 1
+                    fence()
+                    while m.world_stop:
+                        c.in_guest = 0
+                        while m.world_stop:
+                            sched_yield()
+                        c.in_guest = 1
+                        fence()
+                cython.cast(stub_t, m.enter)()
+                c.in_guest = 0
+                go = self.handle()
+            if go == GO_EXIT:
+                return c.io.reason
+
+    def pop_mmio(self):
+        c: cython.pointer(VCpu) = self.c
+        i: cython.int
+        c.io.reason = EXIT_MMIO
+        c.io.is_write = True
+        c.io.address = c.mmio_pending[0]
+        c.io.data = c.mmio_pending[1]
+        c.io.size = c.mmio_pending_size[0]
+        c.mmio_pending_count -= 1
+        for i in range(c.mmio_pending_count):
+            c.mmio_pending[2 * i] = c.mmio_pending[2 * i + 2]
+            c.mmio_pending[2 * i + 1] = c.mmio_pending[2 * i + 3]
+            c.mmio_pending_size[i] = c.mmio_pending_size[i + 1]
+        self.irq_check = True
+
+    def release(self):
+        self.held = False
+        resume_world(self.m)
+        pthread_mutex_unlock(cython.address(self.m.lock))
+
+    # ------------------------------------------------------------ blocks
+
+    def find_block(self):
+        """Set c.host_pc to the block of c.rip. GO_RESUME, or GO_LOOKUP with an exception pending."""
+        c: cython.pointer(VCpu) = self.c
+        m: cython.pointer(Cache) = self.m
+        gpa: uint64_t = 0
+        gpa2: uint64_t = 0
+        linear: uint64_t = c.rip
+        n: uint32_t
+        b: cython.pointer(Block)
+        mode: uint32_t = c.mode
+        tlb: cython.int
+        single: cython.bint = self.single
+        self.single = False
+        c.n_lookups += 1
+        if not mode & MODE_CODE64:
+            if c.rip > c.seg[CS].limit:
+                raise_error(c, X_GP, 0)
+                return GO_LOOKUP
+            linear = cython.cast(uint32_t, linear + c.seg[CS].base)
+        if lookup_exec(c, linear, cython.address(gpa)):
+            return GO_LOOKUP
+        if single:
+            mode |= MODE_SINGLE
+            c.n_twin += 1
+            c.mmio_next = 0
+            c.stage_size = 0
+        n = find(m, gpa, c.rip, mode)
+        if n:
+            b = cython.address(m.blocks[n])
+            if b.gpa2 != 1:
+                if lookup_exec(c, (linear & ~cython.cast(uint64_t, 0xFFF)) + 0x1000, cython.address(gpa2)):
+                    return GO_LOOKUP
+                if (gpa2 & ~cython.cast(uint64_t, 0xFFF)) != b.gpa2:
+                    n = 0
+        if n == 0:
+            pthread_mutex_lock(cython.address(m.lock))
+            if full(m):
+                stop_world(m, c)
+                flush(m)
+                resume_world(m)
+            n = find(m, gpa, c.rip, mode)
+            if n == 0 or m.blocks[n].gpa2 != 1:
+                n = translate(m, c, gpa, mode)
+            pthread_mutex_unlock(cython.address(m.lock))
+            if n == 0:
+                return GO_LOOKUP
+        b = cython.address(m.blocks[n])
+        if not mode & (MODE_SINGLE | MODE_TF):
+            tlb = current_table(c)
+            if c.table_mode[tlb] != mode:
+                # pads of other modes must not be reachable from here
+                flush_jumps(c)
+                c.table_mode[tlb] = mode
+            jump_cache_insert(c, tlb, c.rip, cython.cast(uint64_t, m.code + b.pad))
+        c.host_pc = cython.cast(uint64_t, m.code + b.entry_mem)
+        return GO_RESUME
+
+    def link(self, site, block):
+        """Let the direct jump of a site go to a block from now on."""
+        m: cython.pointer(Cache) = self.m
+        s: cython.pointer(Site) = cython.address(m.sites[site])
+        b: cython.pointer(Block) = cython.address(m.blocks[block])
+        if b.gpa2 == 1 and not b.dead:
+            fill_hole(m.code + s.host, m.code + (b.entry_host if s.access == FLAGS_HOST else b.entry_mem))
+
+    def handle(self):
+        """Deal with the site at which translated code left."""
+        c: cython.pointer(VCpu) = self.c
+        m: cython.pointer(Cache) = self.m
+        number: uint32_t = cython.cast(uint32_t, c.site)
+        s: cython.pointer(Site) = cython.address(m.sites[number])
+        kind: cython.int = s.kind
+        generation: uint32_t = m.generation
+        go: cython.int
+        if number == 0:
+            c.n_exits[0] += 1
+            c.rip = c.target
+            _flags_in(c)
+            if c.poll == 0 or self.irq_check:
+                return GO_LOOKUP
+            return self.find_block()
+        c.n_exits[kind] += 1
+        if kind == SK_MEM:
+            return self.memory_access(number)
+        _flags_in(c)
+        c.rip = s.pc
+        if kind == SK_LINK:
+            go = self.find_block()
+            if go == GO_RESUME and m.generation == generation:
+                block: uint32_t = find(m, m.blocks[s.block].gpa - m.blocks[s.block].pc + s.pc, s.pc, c.mode)
+                if block:
+                    self.link(number, block)
+            return go
+        if kind == SK_SYS:
+            if table[m.pool[s.extra].op].kind == K_STRING:
+                return self.string(number)
+            return self.monitor(number)
+        if kind == SK_POLL:
+            return GO_LOOKUP
+        if kind == SK_POLL_S1:
+            c.rip = c.target
+            return GO_LOOKUP
+        if kind == SK_STEP:
+            return self.step_done()
+        if kind == SK_STEP_S1:
+            c.rip = c.target
+            return self.step_done()
+        c.stage_size = 0
+        c.mmio_answers = 0
+        if kind == SK_RAISE:
+            if s.extra == X_NM and s.size and c.cr0 & CR0_EM:
+                raise_exception(c, X_UD)
+            elif s.extra == X_GP:
+                raise_error(c, X_GP, 0)
+            else:
+                raise_exception(c, s.extra)
+        elif c.exit_code == SIGFPE:
+            raise_exception(c, s.extra)
+        elif c.exit_code == SIGBUS:
+            raise_error(c, X_AC, 0)
+        else:
+            raise_error(c, X_GP, 0)
+        return GO_LOOKUP
+
+    # ------------------------------------------------------------ accesses that missed
+
+    def memory_access(self, site):
+        c: cython.pointer(VCpu) = self.c
+        m: cython.pointer(Cache) = self.m
+        s: cython.pointer(Site) = cython.address(m.sites[site])
+        b: cython.pointer(Block) = cython.address(m.blocks[s.block])
+        va: uint64_t = c.target
+        host: cython.pointer(uint8_t) = cython.NULL
+        gpa: uint64_t = 0
+        slot: cython.pointer(Slot)
+        tlb: cython.int = current_table(c)
+        alone: cython.bint = (b.mode & (MODE_SINGLE | MODE_TF)) != 0
+        devices: cython.bint = False
+        c.rip = s.pc
+        c.access_seg = 3
+        if (va & 0xFFF) + s.size <= 0x1000:
+            if lookup(c, va, s.access, tlb, cython.address(host), cython.address(gpa)):
+                return self.refuse()
+            if host != cython.NULL:
+                c.host_pc = cython.cast(uint64_t, m.code + s.host)
+                return GO_RESUME
+            slot = find_slot(c, gpa)
+            if slot != cython.NULL and not slot.readonly:
+                # a page with translations: drop those that it overwrites, then let it write
+                c.n_smc += 1
+                if slot.code[(gpa - slot.gpa) >> 12] and invalidate(m, c, gpa, s.size) and b.dead and not alone:
+                    return self.alone()
+                slot.dirty[(gpa - slot.gpa) >> 12] = 1
+                c.target = cython.cast(uint64_t, slot.host + (gpa - slot.gpa))
+                c.host_pc = cython.cast(uint64_t, m.code + s.host + CHECK_LENGTH)
+                return GO_RESUME
+            devices = slot == cython.NULL
+        if (devices or s.access != ACCESS_READ) and not alone:
+            if s.extra and m.n_vcpus > 1 and not self.held:
+                # an atomic access that the host can't make atomic: nobody else runs meanwhile
+                pthread_mutex_lock(cython.address(m.lock))
+                stop_world(m, c)
+                self.held = True
+            return self.alone()
+        return self.staged(site)
+
+    def staged(self, site):
+        """Gather the operand in c.stage and go on with that in its place."""
+        c: cython.pointer(VCpu) = self.c
+        s: cython.pointer(Site) = cython.address(self.m.sites[site])
+        va: uint64_t = c.target
+        tlb: cython.int = current_table(c)
+        to: cython.pointer(uint8_t) = _stage(c, va)
+        r: cython.int = 0
+        if s.access != ACCESS_READ:
+            r = _writable(c, va, s.size, tlb)
+        if r == 0 and s.access != ACCESS_WRITE:
+            r = _read(c, va, to, s.size, tlb)
+        if r < 0:
+            return self.refuse()
+        if r > 0:
+            return self.ask()
+        if s.access != ACCESS_READ:
+            c.stage_va = va
+            c.stage_size = s.size
+        c.target = cython.cast(uint64_t, to)
+        c.host_pc = cython.cast(uint64_t, self.m.code + s.host + CHECK_LENGTH)
+        return GO_RESUME
+
+    def refuse(self):
+        """The access faulted: the exception is pending, and nothing of the instruction remains."""
+        _flags_in(self.c)
+        self.c.stage_size = 0
+        self.c.mmio_answers = 0
+        return GO_LOOKUP
+
+    def alone(self):
+        """Run the instruction at c.rip by itself."""
+        _flags_in(self.c)
+        self.single = True
+        return GO_LOOKUP
+
+    def ask(self):
+        """c.io asks a device; the instruction starts again when the answer is there."""
+        _flags_in(self.c)
+        self.mmio_wait = True
+        return GO_EXIT
+
+    def step_done(self):
+        """A block of one instruction has come to its end; c.rip is behind it."""
+        c: cython.pointer(VCpu) = self.c
+        mode: uint32_t = self.m.blocks[self.m.sites[c.site].block].mode
+        if c.stage_size:
+            _write(c, c.stage_va, _stage(c, c.stage_va), c.stage_size, current_table(c))
+            c.stage_size = 0
+        c.mmio_answers = 0
+        if mode & MODE_TF:
+            c.dr[6] |= 0x4000  # BS
+            raise_exception(c, X_DB)
+        return GO_LOOKUP
+
+    # ------------------------------------------------------------ instructions that the monitor runs
+
+    def monitor(self, site):
+        c: cython.pointer(VCpu) = self.c
+        m: cython.pointer(Cache) = self.m
+        s: cython.pointer(Site) = cython.address(m.sites[site])
+        insn: cython.pointer(Insn) = cython.address(m.pool[s.extra])
+        what: cython.int = table[insn.op].system
+        generation: uint32_t = m.generation
+        mode: uint32_t = m.blocks[s.block].mode
+        next_pc: uint64_t = insn.pc + insn.length
+        fpu: cython.bint = S_FXSAVE <= what <= S_XRSTORS or what == S_MASKMOVQ
+        r: cython.int
+        c.n_system += 1
+        if fpu:
+            cython.cast(stub_t, m.fx_save)()
+        r = execute(c, insn)
+        if fpu:
+            cython.cast(stub_t, m.fx_restore)()
+        self.irq_check = True
+        if r == SYS_NEXT:
+            if (
+                s.host
+                and c.rip == next_pc
+                and c.mode == mode & ~MODE_SINGLE
+                and c.poll
+                and not c.inhibit
+                and not c.exception_pending
+                and m.generation == generation
+                and not m.blocks[s.block].dead
+                and not (c.eflags & FL_IF and c.apic and cython.cast(InterruptController, c.apic).pending() >= 0)
+            ):
+                _flags_out(c)
+                c.host_pc = cython.cast(uint64_t, m.code + s.host)
+                return GO_RESUME
+            if mode & MODE_TF and not _enters_kernel(what):
+                c.dr[6] |= 0x4000
+                raise_exception(c, X_DB)
+            return GO_LOOKUP
+        if r == SYS_EXIT:
+            self.io_wait = not c.io.is_write
+            return GO_EXIT
+        if r == SYS_SHUTDOWN:
+            c.io.reason = EXIT_SHUTDOWN
+            return GO_EXIT
+        return GO_LOOKUP
+
+    def string(self, site):
+        """MOVS CMPS STOS LODS SCAS with their prefixes; interruptible between elements."""
+        c: cython.pointer(VCpu) = self.c
+        m: cython.pointer(Cache) = self.m
+        s: cython.pointer(Site) = cython.address(m.sites[site])
+        insn: cython.pointer(Insn) = cython.address(m.pool[s.extra])
+        size: cython.int = insn.opsize if insn.opcode & 1 else 1
+        which: cython.int = insn.opcode & 0xFE
+        wide: cython.int = insn.addrsize
+        mask: uint64_t = _mask(wide)
+        linear_mask: uint64_t = _mask(8 if c.mode & MODE_CODE64 else 4)
+        step: int64_t = -size if c.eflags & FL_DF else size
+        rep: cython.bint = (insn.prefixes & (P_REP | P_REPNE)) != 0
+        tlb: cython.int = current_table(c)
+        base_s: uint64_t = c.seg[insn.seg].base if insn.seg >= FS or not c.mode & MODE_CODE64 else 0
+        base_d: uint64_t = 0 if c.mode & MODE_CODE64 else c.seg[ES].base
+        src: uint64_t
+        dst: uint64_t
+        count: uint64_t
+        n: uint64_t
+        a: uint64_t
+        b: uint64_t
+        i: uint64_t
+        hs: cython.pointer(uint8_t) = cython.NULL
+        hd: cython.pointer(uint8_t) = cython.NULL
+        gpa: uint64_t = 0
+        r: cython.int = 0
+        generation: uint32_t = m.generation
+        c.n_system += 1
+        c.mmio_next = 0
+        while True:
+            if rep and c.r[1] & mask == 0:
+                break
+            src = (base_s + (c.r[6] & mask)) & linear_mask
+            dst = (base_d + (c.r[7] & mask)) & linear_mask
+            if rep and step > 0 and (which == 0xA4 or which == 0xAA) and c.mmio_answers == 0:
+                # as many elements as lie in one page on either side
+                n = (4096 - (dst & 0xFFF)) // size
+                if which == 0xA4 and (4096 - (src & 0xFFF)) // size < n:
+                    n = (4096 - (src & 0xFFF)) // size
+                count = c.r[1] & mask
+                if n > count:
+                    n = count
+                if wide != 8 and ((c.r[6] & mask) + n * size > mask or (c.r[7] & mask) + n * size > mask):
+                    n = 0
+                if n > 1:
+                    c.access_seg = 0
+                    if which == 0xA4:
+                        if lookup(c, src, ACCESS_READ, tlb, cython.address(hs), cython.address(gpa)):
+                            r = -1
+                            break
+                    if lookup(c, dst, ACCESS_WRITE, tlb, cython.address(hd), cython.address(gpa)):
+                        r = -1
+                        break
+                    if hd != cython.NULL and (hs != cython.NULL or which == 0xAA):
+                        if which == 0xAA:
+                            if size == 1:
+                                memset(hd, cython.cast(cython.int, c.r[0] & 0xFF), n)
+                            else:
+                                for i in range(n):
+                                    memcpy(hd + i * size, cython.address(c.r[0]), size)
+                        elif hd > hs and hd < hs + n * size:
+                            # overlapping upwards: what was stored is read again
+                            for i in range(n):
+                                a = 0
+                                memcpy(cython.address(a), hs + i * size, size)
+                                memcpy(hd + i * size, cython.address(a), size)
+                        else:
+                            memmove(hd, hs, n * size)
+                        if which == 0xA4:
+                            _set_reg(c, 6, wide, c.r[6] + n * size)
+                        _set_reg(c, 7, wide, c.r[7] + n * size)
+                        _set_reg(c, 1, wide, c.r[1] - n)
+                        if c.poll == 0:
+                            break
+                        continue
+            a = 0
+            b = 0
+            if which == 0xA4 or which == 0xA6 or which == 0xAC:
+                r = _read(c, src, cython.cast(cython.pointer(uint8_t), cython.address(a)), size, tlb)
+                if r:
+                    break
+            if which == 0xA6 or which == 0xAE:
+                r = _read(c, dst, cython.cast(cython.pointer(uint8_t), cython.address(b)), size, tlb)
+                if r:
+                    break
+            if which == 0xAA:
+                a = c.r[0]
+            if which == 0xA4 or which == 0xAA:
+                r = _write(c, dst, cython.cast(cython.pointer(uint8_t), cython.address(a)), size, tlb)
+                if r:
+                    break
+            c.mmio_answers = 0
+            c.mmio_next = 0
+            if which == 0xAC:
+                _set_reg(c, 0, size, a)
+            if which != 0xAA and which != 0xAE:
+                _set_reg(c, 6, wide, c.r[6] + step)
+            if which != 0xAC:
+                _set_reg(c, 7, wide, c.r[7] + step)
+            if rep:
+                _set_reg(c, 1, wide, c.r[1] - 1)
+            if which == 0xA6:
+                _compare(c, a, b, size)
+            elif which == 0xAE:
+                _compare(c, c.r[0], b, size)
+            if not rep:
+                break
+            if (which == 0xA6 or which == 0xAE) and ((c.eflags >> 6 & 1) == (1 if insn.prefixes & P_REPNE else 0)):
+                rep = False  # the condition ends it
+                break
+            if c.mmio_pending_count or c.poll == 0:
+                break
+        if r < 0:
+            c.mmio_answers = 0
+            return GO_LOOKUP
+        if r > 0:
+            self.mmio_wait = True
+            return GO_EXIT
+        if rep and c.r[1] & mask:
+            return GO_LOOKUP  # interrupted: the rest later
+        c.rip = insn.pc + insn.length
+        if not c.mode & MODE_CODE64:
+            c.rip = cython.cast(uint32_t, c.rip)
+        c.mmio_answers = 0
+        if c.poll and not c.mmio_pending_count and m.generation == generation and not m.blocks[s.block].dead:
+            _flags_out(c)
+            c.host_pc = cython.cast(uint64_t, m.code + s.host)
+            return GO_RESUME
+        if m.blocks[s.block].mode & MODE_TF:
+            c.dr[6] |= 0x4000
+            raise_exception(c, X_DB)
+        return GO_LOOKUP
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _stage(c: cython.pointer(VCpu), va: uint64_t) -> cython.pointer(uint8_t):
+    """Where in c.stage an operand at va lies: as far from a multiple of 64 as there."""
+    at: cython.size_t = cython.cast(cython.size_t, cython.address(c.stage[0]))
+    return cython.cast(cython.pointer(uint8_t), (at + 63) // 64 * 64 + (va & 63))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _enters_kernel(what: cython.int) -> cython.bint:
+    return what == S_SYSCALL or what == S_SYSENTER or what == S_INT or what == S_INT3 or what == S_IRET or what == S_SYSRET
