@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hostel.base.errors import ImageError
-from hostel.images import cpio, deb
+from hostel.images import agent, cpio, deb, tiny
 from hostel.images.debian import Archive, Package
 from hostel.images.modules import Module, ModuleSet, builtin_file
 
@@ -29,18 +29,19 @@ BOOT_MODULES = {
     "1af41053": ["virtio_pci", "vmw_vsock_virtio_transport"],
     "1af4105a": ["virtio_pci", "virtiofs"],
 }
-MORE_MODULES = "virtio_mmio overlay squashfs fuse af_packet vsock".split()
-OPTIONAL_MODULES = "virtio_mem virtio_pmem crc32c_generic crc32c_intel crc32_pclmul libcrc32c loop tun veth bridge".split()
+# Left to modprobe; the second row where the kernel has them.
+MORE_MODULES = "virtio_mmio overlay squashfs fuse".split()
+OPTIONAL_MODULES = "af_packet virtio_mem virtio_pmem crc32c_intel crc32_pclmul libcrc32c loop tun".split()
 
-CMDLINE = "console=ttyS0"
-SOURCES = ("micro.py", "cpio.py", "modules.py", "agent.py", "tiny.py", "asm.py")
+CMDLINE = "console=ttyS0,115200"
+MAKERS = ("micro.py", "cpio.py", "modules.py", "agent.py", "tiny.py", "asm.py")
 
 
 def recipe() -> str:
     """A hash of what makes the image besides the packages: it changes when a newer hostel builds otherwise."""
     here = Path(__file__).parent
     total = hashlib.sha256()
-    for name in SOURCES:
+    for name in MAKERS:
         path = here / name
         total.update(path.read_bytes() if path.exists() else b"")
     return total.hexdigest()[:16]
@@ -120,7 +121,7 @@ def initramfs(busybox: bytes, modules: ModuleSet, version: str) -> bytes:
             tree.link(f"bin/{name}", "busybox")
     for path, target in {"sbin": "bin", "usr/bin": "../bin", "usr/sbin": "../bin", "var/run": "../run"}.items():
         tree.link(path, target)
-    tree.file("init", INIT.encode(), 0o755)
+    tree.file("init", tiny.compiled(agent), 0o755)
     for path, text in ETC.items():
         tree.file(f"etc/{path}", text.encode())
     add_modules(tree, modules, version)
@@ -137,13 +138,19 @@ def add_modules(tree: cpio.Tree, modules: ModuleSet, version: str) -> None:
     tree.file(f"{base}/modules.dep", modules.dep_file(chosen).encode())
     tree.file(f"{base}/modules.alias", modules.alias_file(chosen).encode())
     tree.file(f"{base}/modules.builtin", "".join(f"kernel/{n}.ko\n" for n in sorted(modules.builtin)).encode())
-    lines = [
-        f"{number} /{base}/{module.path}\n"
-        for row, wanted in BOOT_MODULES.items()
-        for number in row.split()
-        for module in modules.order(wanted)
-    ]
-    tree.file("lib/modules/boot", "".join(lines).encode())
+    tree.file("lib/modules/boot", boot_list(modules, base).encode())
+
+
+def boot_list(modules: ModuleSet, base: str) -> str:
+    """What the agent loads: a module's path and the PCI functions that want it, needs first."""
+    wanted: dict[str, list[str]] = {}
+    for row, names in BOOT_MODULES.items():
+        for module in modules.order(names):
+            wanted.setdefault(module.path, []).extend(row.split())
+    every = modules.order(name for names in BOOT_MODULES.values() for name in names)
+    text = "".join(f"/{base}/{module.path} {' '.join(wanted[module.path])}\n" for module in every)
+    assert len(text) < int(agent.MODULES), "the agent's buffer for this list is too small"
+    return text
 
 
 ETC = {
@@ -151,14 +158,6 @@ ETC = {
     "group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "hostname": "hostel\n",
-    "profile": "export PS1='\\u@\\h:\\w\\$ '\nalias ll='ls -l'\n",
+    "profile": "export PS1='\\h:\\w\\$ '\nalias ll='ls -l'\n",
     "os-release": 'NAME="hostel micro"\nID=hostel-micro\nPRETTY_NAME="hostel micro (Debian kernel, busybox)"\n',
 }
-
-INIT = """#!/bin/sh
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
-mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts
-exec 0</dev/ttyS0 1>/dev/ttyS0 2>/dev/ttyS0
-export PS1='\\w # ' HOME=/root PATH=/bin
-exec setsid -c sh
-"""

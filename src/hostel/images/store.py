@@ -147,7 +147,8 @@ def remove(name: str) -> None:
 
 def unknown(name: str, built: bool = False) -> ImageError:
     names = sorted({image.name for image in images()} | (set() if built else set(RECIPES)))
-    return ImageError(f"there is no image {name!r}; " + (f"there is {', '.join(names)}" if names else "there is none yet"))
+    there = f"there is {', '.join(names)}" if names else "there is none yet"
+    return ImageError(f"there is no image {name!r}; {there}")
 
 
 def folder(name: str) -> Path:
