@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from hostel.base.lock cimport pthread_mutex_t
 from hostel.board.apic cimport ApicBus, EoiSink
+from hostel.bus.irq cimport IrqLine, IrqSink
 from hostel.bus.space cimport Region
 
 cdef enum:
@@ -31,3 +32,10 @@ cdef class IoApicWindow(Region):
     cdef IoApic ioapic
     cdef uint64_t read(self, uint64_t offset, int size) noexcept nogil
     cdef void write(self, uint64_t offset, int size, uint64_t value) noexcept nogil
+
+# A wire that several sources pull: asserted while any of them asserts. Pin n is source n, 0..31
+cdef class WiredOr(IrqSink):
+    cdef IrqLine line
+    cdef uint32_t asserted
+    cdef pthread_mutex_t mutex
+    cdef void set_level(self, int pin, int level) noexcept nogil

@@ -9,6 +9,7 @@ Lock: ``mutex`` around every register; messages are delivered while it is held, 
 import cython
 from cython.cimports.hostel.base.lock import lock, mutex_init, unlock
 from cython.cimports.hostel.board.apic import ApicBus, EoiSink
+from cython.cimports.hostel.bus.irq import IrqLine, IrqSink
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 
 _VERSION = 1
@@ -159,3 +160,22 @@ class IoApicWindow(Region):
             self.ioapic.write_register(self.ioapic.select, cython.cast(uint32_t, value))
         elif offset & 0xFF == 0x40:
             self.ioapic.eoi(value & 0xFF)
+
+
+@cython.cclass
+class WiredOr(IrqSink):
+    """PCI slots that share an interrupt (PCI 3.0, 2.2.6); the lock keeps two sources' changes in order."""
+
+    def __init__(self, line: IrqLine):
+        mutex_init(cython.address(self.mutex), cython.NULL)
+        self.line = line
+        self.asserted = 0
+
+    def set_level(self, pin, level):
+        bit: uint32_t = cython.cast(uint32_t, 1) << (pin & 31)
+        lock(cython.address(self.mutex))
+        was: uint32_t = self.asserted
+        self.asserted = was | bit if level else was & ~bit
+        if (was != 0) != (self.asserted != 0):
+            self.line.set(self.asserted != 0)
+        unlock(cython.address(self.mutex))

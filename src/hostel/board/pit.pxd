@@ -26,6 +26,7 @@ cdef class Pit(Region):
     cdef object schedule
     cdef uint8_t speaker
     cdef uint32_t generation            # tells an expiry that was asked for from one that is overtaken
+    cdef int64_t due_ns                 # of the expiry that is planned
     cdef int64_t frozen_ns
     cdef pthread_mutex_t mutex
     cdef uint64_t read(self, uint64_t offset, int size) noexcept nogil

@@ -247,12 +247,16 @@ class Pit(Region):
             # A period shorter than the event loop can serve would keep it from everything else.
             if deadline < self.now() + 50000 and self.channels[0].count < 60:
                 deadline = self.now() + 50000
+            self.due_ns = deadline
             with cython.gil:
                 self.schedule(deadline, functools.partial(self.expire, generation))
 
     def expire(self, generation: uint32_t):
         """Channel 0's output rises: the callback that was scheduled."""
         if generation != self.generation:
+            return
+        if self.now() < self.due_ns:  # a timer that counts in coarser units may ring early
+            self.schedule(self.due_ns, functools.partial(self.expire, generation))
             return
         # Modes 2 and 3 are low for a moment each period; a terminal count stays high.
         self.irq.set(1)

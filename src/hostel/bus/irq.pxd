@@ -8,6 +8,6 @@ cdef class IrqLine:
     cdef void* sinks[4]
     cdef int pins[4]
     cdef int count
-    cdef int level
+    cdef readonly int level
     cdef void set(self, int level) noexcept nogil
     cdef void pulse(self) noexcept nogil
