@@ -12,7 +12,7 @@ Limits: no SMI; LINT0 takes ExtINT only; focus processors, remote read and CMCI 
 
 import cython
 from cython.cimports.hostel.base.clock import now_ns, rdtsc, tsc_khz
-from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 
 _VERSION = 1
 
@@ -102,8 +102,7 @@ class LocalApic(InterruptController):
 
     def pending(self):
         v: cython.int
-        if self.deadline_ns or self.tsc_deadline:
-            self.tick()
+        self.tick()
         if self.takes_extint():
             v = cython.cast(Pic, self.intr).peek()
             if v >= 0:
@@ -230,6 +229,8 @@ class LocalApic(InterruptController):
         entry: uint32_t = self.lvt[0]
         now: int64_t
         period: int64_t
+        if not self.deadline_ns and not self.tsc_deadline:
+            return
         if self.tsc_deadline:
             if rdtsc() + cython.cast(uint64_t, self.tsc_offset) < self.tsc_deadline:
                 # The alarm rang a little early, or the deadline was beyond what one alarm covers.

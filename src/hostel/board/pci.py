@@ -61,7 +61,9 @@ class PciFunction:
     each that writing 1 clears. ``written(offset, size)`` is called after a write, for registers that act.
     """
 
-    def __init__(self, vendor: int, device: int, class_code: int, revision: int = 0, subsystem: tuple[int, int] = (0, 0)):
+    def __init__(
+        self, vendor: int, device: int, class_code: int, revision: int = 0, subsystem: tuple[int, int] = (0, 0)
+    ):
         self.config = bytearray(CONFIG_SIZE)
         self.writable = bytearray(CONFIG_SIZE)
         self.clears = bytearray(CONFIG_SIZE)
@@ -213,7 +215,8 @@ class PciBus:
         self.line = line
         self.functions: dict[int, PciFunction] = {}  # by devfn
         self.lock = threading.RLock()
-        self.address = 0
+        self.address = 0  # CONFIG_ADDRESS
+        self.reset_control = 0  # port 0xCF9
         self.attach(PciFunction(*HOST_BRIDGE, class_code=0x060000), 0)
 
     def attach(self, function: PciFunction, slot: int | None = None) -> int:
@@ -257,6 +260,7 @@ class PciBus:
         return {
             "version": 1,
             "address": self.address,
+            "reset_control": self.reset_control,
             "functions": {devfn: f.save() for devfn, f in self.functions.items()},
         }
 
@@ -264,7 +268,7 @@ class PciBus:
         """Restore what ``save`` gave; the same cards must be attached."""
         if state["version"] != 1 or set(state["functions"]) != set(self.functions):
             raise ValueError("pci: the saved cards are not those that are attached")
-        self.address = state["address"]
+        self.address, self.reset_control = state["address"], state["reset_control"]
         for devfn, function in self.functions.items():
             function.load(state["functions"][devfn])
 
@@ -276,13 +280,12 @@ class ConfigPorts(PyRegion):
         super().__init__("pci-config")
         self.bus = bus
         self.reset = reset
-        self.reset_control = 0
 
     def read_py(self, offset: int, size: int) -> int:
         if offset == 0 and size == 4:
             return self.bus.address
         if offset == 1 and size == 1:
-            return self.reset_control
+            return self.bus.reset_control
         if offset >= 4 and self.bus.address & 0x80000000:
             address = self.bus.address
             if address >> 16 & 0xFF == 0:
@@ -294,8 +297,8 @@ class ConfigPorts(PyRegion):
             self.bus.address = value & 0x80FFFFFC
         elif offset == 1 and size == 1:
             # RST_CPU (bit 2) resets as it rises (82371SB, 4.2.11).
-            rising = value & ~self.reset_control & 4
-            self.reset_control = value & 0x0A
+            rising = value & ~self.bus.reset_control & 4
+            self.bus.reset_control = value & 0x0A
             if rising:
                 self.reset()
         elif offset >= 4 and self.bus.address & 0x80000000:

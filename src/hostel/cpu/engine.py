@@ -13,7 +13,7 @@ No locks. ``kick`` and ``set_alarm`` may be called from any thread; ``kick`` fro
 
 import cython
 from cython.cimports.libc.stdint import int64_t
-from cython.cimports.posix.time import CLOCK_MONOTONIC, itimerspec, timespec
+from cython.cimports.posix.time import CLOCK_MONOTONIC, itimerspec
 
 _handler_installed = cython.declare(cython.bint, False)
 
@@ -155,7 +155,12 @@ class Vcpu:
 
     def requests(self) -> dict:
         """What other threads asked of this vCPU and it hasn't taken yet."""
-        return {"stop": self.stop_request, "nmi": self.nmi_request, "init": self.init_request, "sipi": self.sipi_request}
+        return {
+            "stop": self.stop_request,
+            "nmi": self.nmi_request,
+            "init": self.init_request,
+            "sipi": self.sipi_request,
+        }
 
     def kick_py(self):
         """``kick`` for Python threads."""

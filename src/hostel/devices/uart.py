@@ -41,7 +41,7 @@ class Uart(Region):
         if self.rx == cython.NULL or self.tx == cython.NULL:
             raise MemoryError()
 
-    def __init__(self, irq: IrqLine, rts_gate: bool = True, name: str = "uart"):
+    def __init__(self, irq: IrqLine | None, rts_gate: bool = True, name: str = "uart"):
         self.name = name
         self.irq = irq if irq is not None else IrqLine()
         self.rts_gate = rts_gate

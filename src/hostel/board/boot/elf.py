@@ -80,13 +80,11 @@ def is_elf(data: bytes) -> bool:
 def parse(data: bytes, name: str) -> Elf:
     """Check and read the headers; ``BootError`` naming ``name`` for what can't be a kernel."""
     try:
-        kind, _, _, machine = data[4], data[5], data[6], struct.unpack_from("<H", data, 18)[0]
+        kind, machine = data[4], struct.unpack_from("<H", data, 18)[0]
         if (kind, machine) not in ((2, EM_X86_64), (1, EM_386)):
             raise BootError(f"kernel {name}: an ELF file, but not for x86")
-        if kind == 2:
-            (entry, phoff), (phentsize, phnum) = struct.unpack_from("<QQ", data, 24), struct.unpack_from("<HH", data, 54)
-        else:
-            (entry, phoff), (phentsize, phnum) = struct.unpack_from("<II", data, 24), struct.unpack_from("<HH", data, 42)
+        entry, phoff = struct.unpack_from("<QQ" if kind == 2 else "<II", data, 24)
+        phentsize, phnum = struct.unpack_from("<HH", data, 54 if kind == 2 else 42)
         segments = []
         for i in range(phnum):
             at = phoff + i * phentsize
