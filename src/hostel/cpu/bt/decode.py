@@ -165,7 +165,6 @@ def decode(insn, code, available, pc, mode):
             pp = n & 3
             if mode != 8:
                 rex &= 8
-                insn.vvvv &= 7
             if opmap > 3:
                 insn.length = i
                 return i
@@ -252,6 +251,8 @@ def decode(insn, code, available, pc, mode):
         insn.reg = (modrm >> 3 & 7) | (rex << 1 & 8)
         if f & FORM_REGISTER:
             mod = 3
+            if insn.reg > 8 or (insn.reg == 8 and insn.opcode & 1):
+                op = 0  # CR8 is the only one that REX.R adds
         if mod == 3:
             insn.rm = (modrm & 7) | (rex << 3 & 8)
         else:
@@ -366,6 +367,8 @@ def decode(insn, code, available, pc, mode):
     if vex:
         if f & FORM_NO_VVVV and insn.vvvv:
             op = 0
+        if mode != 8:
+            insn.vvvv &= 7
         if f & FORM_VSIB and (insn.reg == insn.index or insn.vvvv == insn.index or insn.reg == insn.vvvv):
             op = 0
     insn.op = op

@@ -70,7 +70,8 @@ cdef class BtVcpu(Vcpu):
     cdef bint mmio_wait
     cdef bint single             # the next block is one instruction long
     cdef bint held               # the world is stopped for a split atomic access
-    cdef bint fx_loaded
+    cdef bint one_step           # return after a single instruction
+    cdef public bint catch_exceptions   # run() returns EXIT_KICK instead of delivering an exception
     cdef int run(self) noexcept nogil
     cdef void kick(self) noexcept nogil
     cdef bint runnable(self) noexcept nogil

@@ -126,6 +126,7 @@ from cython.cimports.hostel.cpu.engine import (
     EXIT_MMIO,
     EXIT_PIO,
     EXIT_SHUTDOWN,
+    Exit,
     InterruptController,
     Vcpu,
 )
@@ -538,6 +539,31 @@ class BtVcpu(Vcpu):
         self.nmi_request = 0
         self.irq_check = True
 
+    def run_py(self) -> tuple:
+        """For tests and debuggers: run until an exit; ``(reason, address, size, is_write, data)``."""
+        with cython.nogil:
+            self.run()
+        e: cython.pointer(Exit) = cython.address(self.exit)
+        return (e.reason, e.address, e.size, bool(e.is_write), e.data)
+
+    def answer(self, data: uint64_t):
+        """The answer to a read that ``run_py`` returned."""
+        self.exit.data = data
+
+    def take_exception(self):
+        """With ``catch_exceptions``: the exception that stopped ``run``, ``(vector, error or None, cr2)``, or None."""
+        c: cython.pointer(VCpu) = self.c
+        if not c.exception_pending:
+            return None
+        c.exception_pending = 0
+        return (c.exc_vector, c.exc_error if c.exc_has_error else None, c.exc_cr2 if c.exc_vector == 14 else None)
+
+    def step_py(self) -> tuple:
+        """The slow twin: run one instruction alone, then as ``run_py``."""
+        self.single = True
+        self.one_step = True
+        return self.run_py()
+
     def registers(self) -> dict:
         """For people: where it is; exact only while it is not running."""
         c: cython.pointer(VCpu) = self.c
@@ -574,6 +600,8 @@ class BtVcpu(Vcpu):
 
     def attach(self):
         stack: stack_t
+        if Vcpu.attach(self):
+            return -1
         _install_handlers()
         if not self.alt_stack:
             self.alt_stack = mmap(
@@ -589,7 +617,7 @@ class BtVcpu(Vcpu):
         sigaltstack(cython.address(stack), cython.NULL)
         syscall(SYS_arch_prctl, ARCH_SET_GS, self.c)
         self.owned = True
-        return Vcpu.attach(self)
+        return 0
 
     def detach(self):
         stack: stack_t
@@ -656,6 +684,9 @@ class BtVcpu(Vcpu):
             c.io.reason = EXIT_HLT
             return True
         if c.exception_pending:
+            if self.catch_exceptions:
+                c.io.reason = EXIT_KICK
+                return True
             if deliver_exception(c) == SYS_SHUTDOWN:
                 c.io.reason = EXIT_SHUTDOWN
                 return True
@@ -710,6 +741,10 @@ class BtVcpu(Vcpu):
             # an instruction that has had answers from devices goes on before anything else
             if not (self.single and c.mmio_answers) and self.events():
                 return c.io.reason
+            if self.one_step and not self.single:
+                self.one_step = False
+                c.io.reason = EXIT_KICK
+                return EXIT_KICK
             go = self.find_block()
             if go == GO_LOOKUP:
                 continue

@@ -219,7 +219,7 @@ def _parse(line: str) -> Row:
         row.mod = "m"
     if letters & {"R", "U", "N", "T"} and row.modrm and not letters & {"C", "D"}:
         row.mod = "r"
-    _fill(row, parts[3].split() if len(parts) > 3 else [])
+    _fill(row, " ".join(parts[3:]).split())
     return row
 
 
@@ -355,7 +355,7 @@ _VEX_FEATURE_256 = {"aes": "vaes", "pclmul": "vpclmul", "gfni": "gfni"}
 def _vex_lines(line: str) -> list[str]:
     """The VEX twins of an SSE row that says ``+avx...``."""
     parts = re.split(r"\s{2,}", line.strip())
-    words = parts[3].split() if len(parts) > 3 else []
+    words = " ".join(parts[3:]).split()
     grow = next((w for w in words if w.startswith("+")), None)
     if grow is None:
         return []

@@ -197,7 +197,7 @@ lidt      0F 01 /3   Ms         sys:LIDT n
 smsw      0F 01 /4   =Rv/Mw     sys:SMSW
 lmsw      0F 01 /6   Ew         sys:LMSW end
 invlpg    0F 01 /7   &M         sys:INVLPG end
-vmcall    NP 0F 01 C1  -        sys:VMCALL r:rax,rbx,rcx,rdx,rsi w:rax
+vmcall    0F 01 C1     -        sys:VMCALL r:rax,rbx,rcx,rdx,rsi w:rax
 monitor   NP 0F 01 C8  -        sys:MONITOR r:rax,rcx,rdx
 mwait     NP 0F 01 C9  -        sys:MWAIT r:rax,rcx
 clac      NP 0F 01 CA  -        sys:CLAC end
@@ -215,7 +215,7 @@ sysret    0F 07      -          sys:SYSRET popf r:rcx end osz
 invd      0F 08      -          sys:INVD
 wbinvd    0F 09      -          sys:WBINVD
 ud2       0F 0B      -          ud
-prefetchw  0F 0D /rm  &M         nop
+prefetchw  0F 0D /r  &Ev         nop
 prefetch  0F 18 /r   &Ev        nop
 nop       0F 19 /r   &Ev        nop
 nop       0F 1A /r   &Ev        nop
