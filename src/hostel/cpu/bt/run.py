@@ -95,6 +95,7 @@ from cython.cimports.hostel.cpu.bt.system import (
     init,
     reset,
     sipi,
+    update_mode,
 )
 from cython.cimports.hostel.cpu.bt.translate import FLAGS_HOST, prepare, translate
 from cython.cimports.hostel.cpu.bt.vcpu import (
@@ -521,6 +522,25 @@ class BtVcpu(Vcpu):
     def save_state(self):
         """The architectural state (``hostel.cpu.state``); the vCPU is not running."""
         raise NotImplementedError
+
+    def poke_boot(self, b):
+        """TEMPORARY: a BootState."""
+        c: cython.pointer(VCpu) = self.c
+        names = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")
+        for i in range(16):
+            c.r[i] = b.registers.get(names[i] if i < 8 else f"r{i}", 0)
+        c.rip = b.rip
+        c.cr0, c.cr3, c.cr4, c.efer = b.cr0, b.cr3, b.cr4, b.efer
+        c.eflags = b.rflags
+        for i in range(6):
+            d = b.cs if i == 1 else b.data
+            c.seg[i].base, c.seg[i].limit, c.seg[i].selector, c.seg[i].attr = d.base, d.limit, d.selector, d.attr
+        d = b.tr
+        c.tr.base, c.tr.limit, c.tr.selector, c.tr.attr = d.base, d.limit, d.selector, d.attr
+        c.gdtr.base, c.gdtr.limit = b.gdt
+        c.idtr.base, c.idtr.limit = b.idt
+        c.cpl = 0
+        update_mode(c)
 
     def reset(self):
         """Power-on state again (reboot); the vCPU is not running."""
