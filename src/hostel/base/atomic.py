@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,8 +100,8 @@ def replacing_folder(path: Path, mode: int = 0o755) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on the file ``path``, which is made and stays; waits for it.
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds an exclusive lock on the file ``path``, which is made and stays; waits for it, after ``waiting()``.
 
     The kernel lets go of it with the process: a killed owner leaves nothing to clean up.
     """
@@ -109,7 +109,12 @@ def locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(number, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting:
+                    waiting()
+                fcntl.flock(number, fcntl.LOCK_EX)
         except BaseException:
             os.close(number)
             raise

@@ -73,10 +73,8 @@ def bounded(name: str, decompressor, data: bytes) -> bytes:
 
 def unpacked_zstd(name: str, data: bytes) -> bytes:
     """Ubuntu's packages and some kernels' modules; Debian's are xz."""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise ImageError(f"{name} needs the Python package zstandard: pip install zstandard") from error
+    import zstandard
+
     try:
         with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True) as reader:
             result = reader.read(UNPACKED_LIMIT + 1)

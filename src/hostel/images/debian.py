@@ -10,15 +10,15 @@ is heeded.
 import email.utils
 import lzma
 import re
-import tempfile
 import time
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostel.base import paths
+from hostel.base import atomic, paths
 from hostel.base.errors import ImageError
 from hostel.images import deb, openpgp, sources
-from hostel.images.fetch import Fetcher, Progress
+from hostel.images.fetch import Fetcher, Progress, digest
 from hostel.images.sources import Source
 
 INDEX = "main/binary-amd64/Packages.xz"
@@ -51,7 +51,7 @@ class Archive:
         cache: Path | None = None,
         fetcher: Fetcher | None = None,
     ) -> None:
-        settings = sources.apt_setting()
+        settings = sources.apt_settings()
         self.sources = chosen or sources.configured()
         self.keyring = keyring or openpgp.debian_keyring()
         self.fetcher = fetcher or Fetcher(sources.proxies(settings), progress)
@@ -77,15 +77,17 @@ class Archive:
     def cached(self, package: Package) -> Path | None:
         """The package's file if it is there and right, without a network."""
         path = self.cache / package.filename
-        from hostel.images.fetch import digest
-
         return path if path.exists() and digest(path) == package.sha256 else None
 
     def release(self, source: Source) -> str | None:
         """The signed text of the suite's InRelease; None where the suite isn't Debian's."""
         url = f"{source.mirror}/dists/{source.suite}/InRelease"
-        with tempfile.TemporaryDirectory(prefix="hostel-") as folder:
-            message = self.fetcher.fetch(url, Path(folder, "InRelease"), f"{source.suite} release file").read_bytes()
+        path = self.cache / f"{source.suite.replace('/', '-')}.InRelease"
+        with atomic.told(path):
+            try:
+                message = self.fetcher.fetch(url, path, f"{source.suite} release file").read_bytes()
+            finally:
+                path.unlink(missing_ok=True)
         origin = re.search(rb"^Origin: (.*)$", message, re.MULTILINE)
         if origin and not origin[1].startswith(b"Debian"):
             return None  # unverified, but all it can do is hide a source, as a dead mirror can
@@ -132,7 +134,7 @@ def packages(source: Source, index: bytes, name: str) -> list[Package]:
             Package(
                 name,
                 fields["version"],
-                f"{source.mirror}/{filename}",
+                f"{source.mirror}/{urllib.parse.quote(filename, safe='/+~:')}",
                 int(fields["size"]),
                 fields["sha256"],
                 fields.get("depends", ""),

@@ -162,8 +162,10 @@ class Fetcher:
             # A file: reply has no status and always begins at the beginning.
             if getattr(reply, "status", None) != 206 or not starts_at(reply, have):
                 have = 0
-            announced = int(reply.headers.get("Content-Length") or 0)
+            length = reply.headers.get("Content-Length") or ""
+            announced = int(length) if length.isascii() and length.isdigit() else 0
             if size and announced and have + announced != size:
+                part.unlink(missing_ok=True)
                 raise ImageError(
                     f"{url} has {have + announced} bytes where the signed index promises {size}; nothing was kept"
                 )

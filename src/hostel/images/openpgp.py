@@ -8,13 +8,19 @@ signed part (the classic trick) never reaches the caller.
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from hostel.base.errors import ImageError
 
 HOST_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 OWN_KEYRING = Path(__file__).with_name("debian-archive-keyring.gpg")
+
+# A line of the text that begins with a dash is escaped ("- -----"), so further markers are further messages.
+ONE_SIGNED_MESSAGE = re.compile(
+    rb"-----BEGIN PGP SIGNED MESSAGE-----\r?\n.*"
+    rb"\n-----BEGIN PGP SIGNATURE-----\r?\n.*\n-----END PGP SIGNATURE-----\s*",
+    re.DOTALL,
+)
 
 
 def debian_keyring() -> Path:
@@ -24,7 +30,7 @@ def debian_keyring() -> Path:
 
 def signed_text(message: bytes, keyring: Path, what: str) -> str:
     """The text in ``message`` that a key of ``keyring`` signed. Raises ImageError: nobody known did."""
-    if not message.startswith(b"-----BEGIN PGP SIGNED MESSAGE-----"):
+    if not ONE_SIGNED_MESSAGE.fullmatch(message) or message.count(b"\n-----BEGIN") != 1:
         raise ImageError(f"{what} is no signed release file; the mirror, or something before it, serves garbage")
     gpgv = shutil.which("gpgv")
     text = by_gpgv(gpgv, message, keyring, what) if gpgv else by_sequoia(message, keyring, what)
@@ -39,30 +45,24 @@ def refused(what: str, why: str) -> ImageError:
 
 
 def by_gpgv(gpgv: str, message: bytes, keyring: Path, what: str) -> bytes:
-    """gpgv writes out what was signed, and says yes if one signature is good and none is bad."""
-    with tempfile.TemporaryDirectory(prefix="hostel-") as folder:
-        path, out = Path(folder, "message"), Path(folder, "text")
-        path.write_bytes(message)
-        done = subprocess.run(
-            [gpgv, "--homedir", folder, "--keyring", keyring.absolute(), "--output", out, path],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode and not_ours_alone(done.stderr) is False:
-            lines = re.findall(r"gpgv: ((?:BAD|Can't|no valid|verify|invalid|assuming).*)", done.stderr)
-            raise refused(what, (lines or ["gpgv refused it"])[0])
-        return out.read_bytes()
+    """As apt judges: a good signature, and none that is bad.
 
-
-def not_ours_alone(report: str) -> bool:
-    """Whether gpgv said no only because it doesn't know *another* signer's key.
-
-    Debian signs with the keys of two or three releases, and an older keyring lacks the newest: apt, too,
-    is content with one good signature as long as none is bad.
+    Debian signs with the keys of two or three releases. An older keyring lacks the newest, so that gpgv's
+    own exit status would be no.
     """
-    return "Good signature from" in report and "BAD signature" not in report
+    command = [gpgv, "--homedir", "/nonexistent", "--weak-digest", "SHA1", "--keyring", str(keyring.absolute())]
+    try:
+        done = subprocess.run(
+            [*command, "--status-fd", "2", "--output", "-"], input=message, capture_output=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ImageError(f"gpgv doesn't work here: {error}") from error
+    report = done.stderr.decode(errors="replace").splitlines()
+    words = {line.split()[1] for line in report if line.startswith("[GNUPG:] ")}
+    if "GOODSIG" not in words or "VALIDSIG" not in words or "BADSIG" in words:
+        kinds = {"BADSIG": "it is bad", "EXPKEYSIG": "an expired key's", "REVKEYSIG": "a revoked key's"}
+        raise refused(what, next((text for word, text in kinds.items() if word in words), "an unknown key's"))
+    return done.stdout
 
 
 def by_sequoia(message: bytes, keyring: Path, what: str) -> bytes:
@@ -76,5 +76,5 @@ def by_sequoia(message: bytes, keyring: Path, what: str) -> bytes:
         certificates = list(pysequoia.Cert.split_bytes(keyring.read_bytes()))
         result = pysequoia.verify(message, store=lambda ids: certificates)
     except Exception as error:  # the library raises bare RuntimeErrors, with a backtrace in their text
-        raise refused(what, str(error).split("\n")[0]) from error
-    return result.bytes
+        raise refused(what, "no good signature of a known key") from error
+    return bytes(result.bytes or b"")

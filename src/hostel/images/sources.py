@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def stanzas(text: str) -> list[dict[str, str]]:
     return result
 
 
-def apt_setting() -> dict[str, str]:
+def apt_settings() -> dict[str, str]:
     """apt's configuration, keys in lower case; empty where there is no apt."""
     program = shutil.which("apt-config")
     if not program:
@@ -137,11 +138,13 @@ def apt_setting() -> dict[str, str]:
     return result
 
 
-def proxies(settings: dict[str, str]) -> dict[str, str] | None:
-    """apt's proxies in urllib's form; None, which means the environment's, when apt has none."""
-    found = {
-        scheme: settings[f"acquire::{scheme}::proxy"]
-        for scheme in ("http", "https")
-        if settings.get(f"acquire::{scheme}::proxy", "DIRECT") != "DIRECT"
-    }
-    return found or None
+def proxies(settings: dict[str, str]) -> dict[str, str]:
+    """A proxy for each scheme: apt's if it has one ("DIRECT": none), else the environment's."""
+    result = urllib.request.getproxies()
+    for scheme in ("http", "https"):
+        proxy = settings.get(f"acquire::{scheme}::proxy", "")
+        if proxy.upper() in ("DIRECT", "FALSE"):
+            result.pop(scheme, None)
+        elif proxy:
+            result[scheme] = proxy
+    return result

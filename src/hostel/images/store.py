@@ -4,13 +4,14 @@
 hostel's recipe differs; then from the same packages while the cache has them, so that it needs no network.
 """
 
+import contextlib
 import datetime
 import json
 import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,25 +59,27 @@ def ensure(name: str = "micro", progress: Progress | None = None, say: Callable[
         return image
     if name not in RECIPES:
         raise unknown(name)
-    with locked(name):
+    say = say or tell
+    with locked(name, say):
         image = find(name)  # another process may have made it while this one waited
         if image and image.recipe == RECIPES[name].recipe():
             return image
-        return make(name, Archive(progress=progress or Bar()), say or tell, image)
+        return make(name, Archive(progress=progress or Bar()), say, image)
 
 
 def pull(name: str, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> Image:
     """Makes the image ``name`` from the packages' current versions, unless it is so already."""
     if name not in RECIPES:
         raise unknown(name)
+    say = say or tell
     archive = Archive(progress=progress or Bar())
-    with locked(name):
+    with locked(name, say):
         current = find(name)
         packages = RECIPES[name].resolve(archive)
         if current and current.recipe == RECIPES[name].recipe():
             if [entry["sha256"] for entry in current.packages] == [package.sha256 for package in packages]:
                 return current
-        return make(name, archive, say or tell, None, packages)
+        return make(name, archive, say, None, packages)
 
 
 def make(
@@ -141,7 +144,7 @@ def remove(name: str) -> None:
     """Removes the image ``name``. Running VMs keep what they have read."""
     if not NAME.fullmatch(name) or not folder(name).exists():
         raise unknown(name, built=True)
-    with locked(name), atomic.told(folder(name)):
+    with locked(name, tell), atomic.told(folder(name)):
         shutil.rmtree(folder(name))
 
 
@@ -155,19 +158,15 @@ def folder(name: str) -> Path:
     return paths.images() / name
 
 
-def locked(name: str):
+@contextlib.contextmanager
+def locked(name: str, say: Callable[[str], None]) -> Iterator[None]:
     """Holds the image's lock, and clears what a killed owner left half made."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def lock():
-        with atomic.locked(paths.images() / f".{name}.lock"):
-            for left in paths.images().glob(f".{name}.*"):
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-            yield
-
-    return lock()
+    waiting = f"waiting for another hostel that works on the image {name}"
+    with atomic.locked(paths.images() / f".{name}.lock", lambda: say(waiting)):
+        for left in paths.images().glob(f".{name}.*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def tell(text: str) -> None:

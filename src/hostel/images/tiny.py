@@ -5,7 +5,7 @@ here to a static x86-64 program. In the subset everything is a signed 64-bit int
 
 * functions with positional parameters; ``if``, ``while``, ``break``, ``continue``, ``return``; assignment,
   also augmented; calls of the module's functions; ``+ - * // % & | ^ << >> ~ not and or`` and comparisons
-  (``//`` and ``%`` truncate towards zero, as the processor does);
+  (``//`` and ``%`` truncate towards zero, as the processor does; ``and``, ``or``, ``not`` give 1 or 0);
 * UPPER_CASE names of the module are constants; lower-case ones are global variables, written after
   ``global``; a ``buffer`` is so many zeroed bytes, and its name is its address;
 * ``text("…")`` is the address of bytes that end with a zero; ``load8`` to ``store64`` and ``copy`` reach
@@ -41,8 +41,13 @@ from hostel.images.asm import (
 )
 
 
-class buffer(int):  # noqa: N801 - reads as a declaration
-    """So many zeroed bytes in the program; used in an expression, their address."""
+class Buffer(int):
+    """A size, told apart from a number."""
+
+
+def buffer(size: int) -> int:
+    """Declares so many zeroed bytes; in compiled code the name is their address."""
+    return Buffer(size)
 
 
 def unavailable(*_: int) -> int:
@@ -91,7 +96,7 @@ class Program:
         assigned = [node.targets[0] for node in source.body if isinstance(node, ast.Assign)]
         for name in (target.id for target in assigned if isinstance(target, ast.Name)):
             value = self.names[name]
-            if isinstance(value, buffer):
+            if isinstance(value, Buffer):
                 self.buffers[name] = self.zeroed
                 self.zeroed += -(-int(value) // 16) * 16
             elif isinstance(value, int) and name.islower():
@@ -103,7 +108,7 @@ class Program:
         # used, so they are collected first.
         for function in self.functions.values():
             for node in ast.walk(function):
-                if is_call(node, "text"):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "text":
                     self.string(node)
         start = -(-len(self.data) // 4096) * 4096
         self.addresses |= {name: DATA_BASE + start + offset for name, offset in self.buffers.items()}
@@ -128,10 +133,6 @@ class Program:
             self.strings[value] = DATA_BASE + len(self.data)
             self.data += value
         return self.strings[value]
-
-
-def is_call(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
 
 
 class Function:
@@ -362,11 +363,11 @@ class Function:
             case ast.Name(name) if name not in self.slots:
                 if name in self.program.buffers:
                     return self.program.addresses[name]
-                value = self.program.names.get(name)
-                return value if isinstance(value, int) and name.isupper() else None
+                known = self.program.names.get(name)
+                return known if isinstance(known, int) and name.isupper() else None
             case ast.UnaryOp(ast.USub(), operand):
-                value = self.constant(operand)
-                return None if value is None else -value
+                inner = self.constant(operand)
+                return None if inner is None else -inner
             case ast.BinOp(left, ast.Add() | ast.BitOr() | ast.Sub() | ast.Mult() as operator, right):
                 a, b = self.constant(left), self.constant(right)
                 if a is None or b is None:
