@@ -226,8 +226,9 @@ def test_a_terminal_has_its_size_echo_and_control_characters(guest):
 
 
 def test_control_c_interrupts_a_terminals_command(guest):
-    stream = guest.channel.start(["sh", "-c", "echo ready; sleep 1000"], tty=True)
-    guest.until(lambda: b"ready" in guest.out.get((stream, False), b""))
+    stream = guest.channel.start(["cat"], tty=True)
+    guest.channel.stdin(stream, b"ready\n")
+    guest.until(lambda: b"ready\r\nready\r\n" in guest.out.get((stream, False), b""))
     guest.channel.stdin(stream, b"\x03")
     guest.until(lambda: guest.ended(stream))
     assert guest.ended(stream).status == 130
@@ -312,7 +313,7 @@ def test_abandoned_commands_die_and_the_agent_goes_on(guest):
     assert guest.channel.abandon() == [Lost(stream)]
     guest.until(lambda: Ready(1) in guest.events)
     assert guest.run(["cat"], bytes(200_000))[1] == bytes(200_000)
-    assert not os.path.exists(f"/proc/{pid}")
+    guest.until(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
 def test_state_can_be_saved_and_loaded_in_the_middle(guest):
