@@ -512,6 +512,7 @@ class BtVcpu(Vcpu):
         """Hand in the local APIC; before the first run."""
         self.apic = apic
         self.c.apic = cython.cast(cython.p_void, apic)
+        apic.set_tsc_offset(cython.cast(int64_t, self.c.tsc_offset))
 
     def load_state(self, state):
         """Take over an architectural state (``hostel.cpu.state``); the vCPU is not running."""
@@ -691,15 +692,15 @@ class BtVcpu(Vcpu):
             c.io.reason = EXIT_KICK
             return True
         if self.init_request:
-            self.init_request = 0
-            self.sipi_request = 0
+            self.init_request = 0  # a SIPI that came behind it stays
             init(c)
             flush_tlb(c, False)
-        if self.sipi_request and c.wait_sipi:
+        if self.sipi_request:
             vector = self.sipi_request & 0xFF
             self.sipi_request = 0
-            sipi(c, vector)
-            flush_tlb(c, False)
+            if c.wait_sipi:
+                sipi(c, vector)
+                flush_tlb(c, False)
         if c.wait_sipi:
             c.io.reason = EXIT_HLT
             return True
