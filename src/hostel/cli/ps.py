@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from typing import Any
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -15,10 +16,10 @@ def run(args: argparse.Namespace) -> int:
     from hostel.base.units import format_duration, format_size
     from hostel.client.vm import VM
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for vm in VM.list():
         state = vm.state
-        row = {"name": vm.name, "state": state.state, "reason": state.reason, "pid": None}
+        row: dict[str, Any] = {"name": vm.name, "state": state.state, "reason": state.reason, "pid": None}
         try:
             spec = vm.spec
             row.update(image=spec.image, cpus=spec.cpus, memory=spec.memory)

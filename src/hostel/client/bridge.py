@@ -52,6 +52,7 @@ class Bridge:
         self._forward = forward
         self._reader = stream.FrameReader()
         self._out = bytearray()
+        self._reading = False
         self._signals = 0
         self._status: int | None = None
         self._done = False
@@ -69,12 +70,7 @@ class Bridge:
             poll.register(wake, select.POLLIN)
             while not self._done:
                 poll.register(self._sock, select.POLLIN | (select.POLLOUT if self._out else 0))
-                reading = self._stdin is not None and len(self._out) < _HIGH_WATER
-                if reading:
-                    poll.register(self._stdin, select.POLLIN)
-                elif self._stdin is not None:
-                    with contextlib.suppress(KeyError):
-                        poll.unregister(self._stdin)
+                self._watch_input(poll)
                 ready = poll.poll(None if timeout is None else timeout * 1000)
                 if not ready:
                     raise TimeoutError
@@ -86,7 +82,17 @@ class Bridge:
                     elif not self._read_input():
                         poll.unregister(fd)
                         self._stdin = None
+                        self._reading = False
         return self._status
+
+    def _watch_input(self, poll: select.poll) -> None:
+        """Read on only while there is room; a pipe that hung up would be reported all the time otherwise."""
+        if self._stdin is not None and self._reading != (len(self._out) < _HIGH_WATER):
+            self._reading = not self._reading
+            if self._reading:
+                poll.register(self._stdin, select.POLLIN)
+            else:
+                poll.unregister(self._stdin)
 
     def _exchange(self, events: int) -> None:
         try:

@@ -31,10 +31,12 @@ class Error(msgspec.Struct):
     message: str
 
 
-class Reply(msgspec.Struct, omit_defaults=True):
+class Reply(msgspec.Struct):
+    """Holds a result (which may be null) or an error."""
+
     id: int | str | None
-    result: Any = None
-    error: Error | None = None
+    result: Any = msgspec.UNSET
+    error: Error | msgspec.UnsetType = msgspec.UNSET
     jsonrpc: str = "2.0"
 
 

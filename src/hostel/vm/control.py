@@ -64,6 +64,7 @@ class Connection:
         self._reader: stream.FrameReader | None = None
         self._paused = False
         self._closing = False
+        self._deaf = False       # the peer reads no more; what it sent is still read, to its end
         self.closed = False
         self.subscribed = False
         self.on_frame: Callable[[int, bytes], None] | None = None
@@ -75,7 +76,7 @@ class Connection:
 
     def send(self, data: bytes) -> None:
         """Queue ``data``; look at ``unsent`` to see whether to go on."""
-        if self.closed or self._closing:
+        if self.closed or self._closing or self._deaf:
             return
         if not self._out:
             try:
@@ -83,7 +84,7 @@ class Connection:
             except BlockingIOError:
                 sent = 0
             except OSError:
-                self.close()
+                self._deaf = True
                 return
             if sent == len(data):
                 return
@@ -147,8 +148,10 @@ class Connection:
             except BlockingIOError:
                 break
             except OSError:
-                self.close()
-                return
+                self._deaf = True
+                self._out.clear()
+                self.unsent = 0
+                break
             self.unsent -= sent
             if sent == len(self._out[0]):
                 self._out.popleft()
@@ -266,7 +269,7 @@ class Server:
 
     def _reply(self, connection: Connection, id: int | str | None, result: Any, error: rpc.Error | None) -> None:
         if id is not None and not connection.closed:  # a request without an id is a notification
-            connection.send_json(rpc.Reply(id, result, error))
+            connection.send_json(rpc.Reply(id, error=error) if error else rpc.Reply(id, result))
 
     def _accept(self, events: int) -> None:
         try:

@@ -13,10 +13,11 @@ import sys
 import time
 
 from hostel.base.errors import MachineError
-from hostel.spec.vm import VmSpec, VmState
 from hostel.base.units import format_rough
+from hostel.spec.vm import VmSpec, VmState
 from hostel.vm.store import Folder
 
+WORKER = "hostel.vm.worker"
 START_TIMEOUT = 60.0    # to build a machine; seconds
 # What a worker may see of its starter's environment: no secrets live in a process that runs guests.
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "TMPDIR")
@@ -61,7 +62,7 @@ def start(folder: Folder, held: bool) -> int:
     try:
         with open(log, "ab", buffering=0) as output:
             worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", "hostel.vm.worker", str(folder.path), *(["--held"] if held else [])],
+                [sys.executable, "-P", "-m", WORKER, str(folder.path), *(["--held"] if held else [])],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, pass_fds=(writer,),
                 start_new_session=True, cwd="/",
             )

@@ -1,0 +1,225 @@
+"""A machine: memory, engine, board and serial ports, put together as a ``VmSpec`` says. It sees every part.
+
+A machine lives from power-on to power-off or reset; a reset is another machine in its place (vm/worker), so
+that nothing of the old one can be left. Its vCPU threads exist while it runs, not while it stands still:
+``stop`` ends them all, ``start`` makes new ones.
+
+``on_event(machine, what)`` is called from vCPU threads: ``poweroff``, ``reset``, ``triple fault`` or
+``error: ...``. The methods are for the loop's thread.
+"""
+
+import ctypes
+import importlib
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from hostel.base.errors import MachineError
+from hostel.base.linux import prctl
+from hostel.base.loop import Loop, Timer
+from hostel.board import memmap
+from hostel.board.board import Board
+from hostel.board.boot import elf, linux, pvh
+from hostel.board.boot.state import BootState, SegmentValue
+from hostel.bus.space import Space
+from hostel.cpu.state import SEGMENTS, Segment, Table, VcpuState
+from hostel.devices.uart import Uart
+from hostel.memory.ram import Ram
+from hostel.spec.vm import VmSpec
+from hostel.vm.vcpu import Runner
+
+# One row an engine: what makes it, with a machine's Ram and its number of vCPUs.
+ENGINES = {"bt": "hostel.cpu.bt.run:BtEngine"}
+
+
+class BootFiles:
+    """Kernel and initramfs. Once ``pinned`` they are read through descriptors: a reset must boot what the first
+    start did, though the files may be gone by then, and out of a confined worker's reach."""
+
+    def __init__(self, spec: VmSpec):
+        self.kernel = spec.kernel
+        self.initrd = spec.initrd
+        self._held: list[int] = []
+
+    def pin(self) -> list[str]:
+        """The paths that must stay readable."""
+        if not self._held:
+            self.kernel = self._hold(self.kernel)
+            self.initrd = self._hold(self.initrd) if self.initrd else None
+        return [path for path in (self.kernel, self.initrd) if path]
+
+    def _hold(self, path: str) -> str:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._held.append(fd)
+        return f"/proc/self/fd/{fd}"
+
+
+class Machine:
+    """Built ready to run. ``console`` and ``agent`` are its serial ports (devices/uart)."""
+
+    def __init__(
+        self, spec: VmSpec, files: BootFiles, loop: Loop, on_event: Callable[["Machine", str], None]
+    ):
+        self._loop = loop
+        self._on_event = on_event
+        self._timers: set[Timer] = set()
+        self._threads: list[threading.Thread] = []
+        self._stopping = False
+        layout = memmap.build(spec.memory)
+        self.ram = Ram()
+        for start, size in layout.slots:
+            self.ram.add(start, size)
+        self._pio, self._mmio = Space("pio"), Space("mmio")
+        self._engine = make_engine(spec.engine, self.ram, spec.cpus)
+        vcpus = self._engine.vcpus
+        self._board = Board(
+            self.ram, layout, self._pio, self._mmio, vcpus, self._schedule,
+            power_off=lambda: self._tell("poweroff"), reset=lambda: self._tell("reset"),
+        )
+        # Commands' frames must not be lost to a driver's opening and closing of the port: RTS gates them. A
+        # console's user may type before anything listens, as on a real one.
+        self.console = Uart(self._board.serial_irq(0), name="ttyS0")
+        self.agent = Uart(self._board.serial_irq(1), name="ttyS1")
+        self._board.attach_serial(0, self.console)
+        self._board.attach_serial(1, self.agent)
+        rsdp = self._board.write_tables()
+        boot = load_kernel(self.ram, layout, files, spec.cmdline, rsdp)
+        self._runners = []
+        for vcpu, apic in zip(vcpus, self._board.apics, strict=True):
+            vcpu.set_apic(apic)
+            self._runners.append(Runner(vcpu, apic, self._pio, self._mmio))
+        enter(vcpus[0], boot)
+
+    def start(self) -> None:
+        """Let the vCPUs run."""
+        self._stopping = False
+        for runner in self._runners:
+            runner.stop(False)
+        self._threads = [
+            threading.Thread(target=self._run, args=(index, runner), name=f"vcpu{index}")
+            for index, runner in enumerate(self._runners)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Return once no vCPU runs; what they did by then has happened."""
+        self._stopping = True
+        for runner in self._runners:
+            runner.stop()
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def close(self) -> None:
+        """Let go of everything; it must be stopped."""
+        for timer in list(self._timers):
+            timer.cancel()
+        self._timers.clear()
+        self.console.close()
+        self.agent.close()
+
+    def press_power_button(self) -> bool:
+        """Whether the guest listens to it."""
+        return self._board.press_power_button()
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "vcpus": [
+                {"exits": runner.statistics(), **runner.vcpu.statistics()} for runner in self._runners
+            ],
+            "engine": self._engine.statistics(),
+            "unclaimed": {"pio": self._pio.unclaimed, "mmio": self._mmio.unclaimed},
+            "serial": {"ttyS0": self.console.statistics(), "ttyS1": self.agent.statistics()},
+            "memory": {"guest_bytes": self.ram.size, **self._memory()},
+        }
+
+    def _memory(self) -> dict[str, int]:
+        """Bytes of host memory: what the worker has, and how much of it is guest memory that was touched."""
+        starts = {_address(self.ram, gpa): size for gpa, size, _ in self.ram.regions()}
+        resident = guest = 0
+        inside = False
+        with open("/proc/self/smaps") as file:
+            for line in file:
+                if "-" in line.split(" ", 1)[0]:
+                    first, last = (int(part, 16) for part in line.split(" ", 1)[0].split("-"))
+                    inside = any(start < last and first < start + size for start, size in starts.items())
+                elif line.startswith("Rss:"):
+                    size = int(line.split()[1]) << 10
+                    resident += size
+                    guest += size if inside else 0
+        return {"worker_resident": resident, "guest_resident": guest}
+
+    def _run(self, index: int, runner: Runner) -> None:
+        """A vCPU's thread."""
+        prctl.set_name(f"vcpu{index}")
+        reason = runner.run()
+        if reason == "shutdown":
+            self._tell("triple fault")
+        elif reason == "error":
+            self._tell(f"error: vCPU {index} can't go on: {runner.vcpu.registers()}")
+
+    def _tell(self, what: str) -> None:
+        self._on_event(self, what)
+
+    def _schedule(self, deadline_ns: int, callback: Callable[[], None]) -> Timer:
+        """The board's timers: on the loop's thread, and never after ``close``."""
+
+        def expired() -> None:
+            self._timers.discard(timer)
+            callback()
+
+        timer = self._loop.call_at_threadsafe(deadline_ns / 1e9, expired)
+        self._timers.add(timer)
+        return timer
+
+
+def make_engine(name: str, ram: Ram, cpus: int) -> Any:
+    """The engine called ``name``; it is loaded now, so that others cost nothing."""
+    if name not in ENGINES:
+        raise MachineError(f"there is no engine '{name}'; there is {', '.join(ENGINES)}")
+    module, attribute = ENGINES[name].split(":")
+    return getattr(importlib.import_module(module), attribute)(ram, cpus)
+
+
+def load_kernel(ram: Ram, layout: memmap.Layout, files: BootFiles, cmdline: str, rsdp: int) -> BootState:
+    """Put the kernel into memory; how the first vCPU enters it. Linux goes by its own protocol, other ELF files
+    with a PVH entry by that."""
+    seed = os.urandom(32)
+    try:
+        with open(files.kernel, "rb") as file:
+            head = file.read(4)
+    except OSError:
+        head = b""  # the loader says what is wrong
+    if head == b"\x7fELF":
+        image = elf.parse(linux.read_file(files.kernel, "kernel"), files.kernel)
+        if pvh.entry_point(image) is not None and not _is_linux(image):
+            return pvh.load(ram, layout, files.kernel, files.initrd, cmdline, rsdp)
+    return linux.load(ram, layout, files.kernel, files.initrd, cmdline, rsdp, seed=seed)
+
+
+def enter(vcpu: Any, boot: BootState) -> None:
+    """Set the first vCPU's registers as the boot loader left them; the rest is as at power-on."""
+    state: VcpuState = vcpu.save_state()
+    names = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{i}" for i in range(8, 16)))
+    state.registers = [boot.registers.get(name, 0) for name in names]
+    state.rip, state.rflags = boot.rip, boot.rflags
+    state.cr0, state.cr3, state.cr4, state.efer = boot.cr0, boot.cr3, boot.cr4, boot.efer
+    state.segments = [_segment(boot.cs if name == "cs" else boot.data) for name in SEGMENTS]
+    state.tr = _segment(boot.tr)
+    state.gdtr, state.idtr = Table(*boot.gdt), Table(*boot.idt)
+    vcpu.load_state(state)
+
+
+def _segment(value: SegmentValue) -> Segment:
+    return Segment(value.selector, value.base, value.limit, value.attr)
+
+
+def _address(ram: Ram, gpa: int) -> int:
+    """Where guest memory is in this process."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(ram.view(gpa, 1)))
+
+
+def _is_linux(image: elf.Elf) -> bool:
+    return any(owner == b"Linux" for owner, *_ in image.notes())

@@ -1,0 +1,422 @@
+"""The process of one VM: ``python -m hostel.vm.worker VMDIR [--held]``.
+
+The main thread runs the event loop: control socket, serial ports, timers. Each vCPU has a thread of its own
+(vm/vcpu). The worker owns the VM's folder by a lock for as long as it lives; it writes what happens to
+state.json, and the last thing it does is to write how the VM ended. All methods here run on the loop's
+thread; a machine's threads report through ``Loop.call_soon_threadsafe``.
+
+A ``held`` VM belongs to a client's connection: when that closes, the VM ends. Without one it is its own.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hostel.base.errors import HostelError, MachineError
+from hostel.base.loop import READ, Loop
+from hostel.spec import rpc
+from hostel.spec.vm import VmState
+from hostel.vm import confine
+from hostel.vm.console import Console, Log
+from hostel.vm.control import Connection, Later, Server, Upgrade, listen
+from hostel.vm.exec import Exec
+from hostel.vm.store import Folder
+
+HOLD_TIMEOUT = 30.0     # seconds that a held VM waits for who holds it
+END_TIMEOUT = 5.0       # seconds that clients have to read the rest when the VM has ended
+QUICK = 20.0            # a reset sooner than this after the last one, with no agent seen, is a failure to boot
+MAX_QUICK_RESETS = 3
+
+
+class Worker:
+    """One VM, from its folder to its end; ``run()`` returns the process's exit status."""
+
+    def __init__(self, folder: Folder, held: bool):
+        self.folder = folder
+        self.spec = folder.spec()
+        self.state = VmState(state="starting", pid=os.getpid(), created=folder.state().created or time.time())
+        folder.write_state(self.state)
+        self.loop = Loop()
+        self.loop.on_error = self._failed
+        self.ended = False
+        self.confinement: dict = {}
+        self._waiters: list[Later] = []
+        self._agent_waiters: list[Later] = []
+        self._holder: Connection | None = None
+        self._held = held
+        self._resets = 0
+        self._quick_resets = 0
+        self._last_start = 0.0
+        (folder.path / "control.sock").unlink(missing_ok=True)
+        fd = os.open(folder.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            listener = listen(fd, "control.sock")
+        finally:
+            os.close(fd)
+        self.server = Server(self.loop, listener, {name: getattr(self, f"do_{name}") for name in rpc.PARAMS})
+        self.log = Log(folder.path / "console.log")
+        from hostel.vm.machine import BootFiles, Machine  # everything compiled comes in here
+
+        self.files = BootFiles(self.spec)
+        self._machine_type = Machine
+        self.machine = Machine(self.spec, self.files, self.loop, self._machine_event)
+        self.console = Console(self.loop, self.log, self._write_console, self._resized)
+        self.console.on_ready = self._read_console
+        self.exec = Exec(self.loop, self._agent_ready)
+        self._window = (0, 0)
+
+    def start(self) -> None:
+        """Give up what isn't needed, then let the guest run."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.confinement = confine.confine(self.folder.path, self.files.pin())
+        self._connect()
+        self.machine.start()
+        self.state.state = "running"
+        self.state.started = self._last_start = time.time()
+        self.folder.write_state(self.state)
+        if self._held:
+            self.loop.call_later(HOLD_TIMEOUT, self._check_held)
+
+    def run(self) -> int:
+        self.loop.run()
+        return 0
+
+    def _signalled(self, number: int, frame: object) -> None:
+        self.loop.call_soon_threadsafe(lambda: self._end(f"ended by {signal.Signals(number).name}"))
+
+    def _check_held(self) -> None:
+        if self._held and self._holder is None:
+            self._end("who started it ended")
+
+    # -- the serial ports
+
+    def _connect(self) -> None:
+        port = self.machine.console
+        self.loop.watch(port.tx_fd, READ, lambda _: self._read_console())
+        self.loop.watch(port.rx_fd, READ, lambda _: self._console_room())
+        self.exec.connect(self.machine.agent)
+
+    def _disconnect(self) -> None:
+        self.loop.unwatch(self.machine.console.tx_fd)
+        self.loop.unwatch(self.machine.console.rx_fd)
+        self.exec.disconnect()
+
+    def _read_console(self) -> None:
+        port = self.machine.console
+        if self.ended:
+            return
+        if self.console.congested():
+            self.loop.unwatch(port.tx_fd)
+            return
+        self.loop.watch(port.tx_fd, READ, lambda _: self._read_console())
+        data = port.take()
+        if data:
+            self.console.output(data)
+
+    def _console_room(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.machine.console.rx_fd)
+        self.console.pump()
+
+    def _write_console(self, data: bytes) -> int:
+        return int(self.machine.console.send(data))
+
+    def _resized(self, rows: int, cols: int) -> None:
+        if self._window != (rows, cols):
+            self._window = (rows, cols)
+            self.exec.resize_console(rows, cols)
+
+    def _agent_ready(self) -> None:
+        """The guest takes commands from now on (and again after each reset)."""
+        self._quick_resets = 0
+        if self._window != (0, 0):
+            self.exec.resize_console(*self._window)
+        self.server.event(event="agent", ready=True)
+        waiters, self._agent_waiters = self._agent_waiters, []
+        for waiter in waiters:
+            waiter.done(True)
+        if self.spec.command:
+            self.exec.run_detached(self.spec.command, self.console.output, self._command_ended)
+
+    def _command_ended(self, status: int) -> None:
+        self.state.exit_status = status
+        self._end(f"its command ended with status {status}")
+
+    # -- what the machine reports
+
+    def _machine_event(self, machine: Any, what: str) -> None:
+        """From any thread: ``poweroff``, ``reset``, ``triple fault``, or ``error: ...``."""
+        self.loop.call_soon_threadsafe(lambda: self._handle(machine, what))
+
+    def _handle(self, machine: Any, what: str) -> None:
+        if self.ended or machine is not self.machine:
+            return
+        if what == "poweroff":
+            self._end("poweroff")
+        elif what in ("reset", "triple fault"):
+            self._reset(what)
+        else:
+            self._end(what)
+
+    def _reset(self, why: str) -> None:
+        """A new machine in the old one's place: no state of the old one can be left."""
+        now = time.time()
+        self._resets += 1
+        booted = self.exec.ready
+        self._quick_resets = 0 if booted or now - self._last_start > QUICK else self._quick_resets + 1
+        if self._quick_resets >= MAX_QUICK_RESETS:
+            self._end(f"the guest doesn't boot: {self._quick_resets} resets in a row, the last by {_cause(why)}")
+            return
+        paused = self.state.state == "paused"
+        self._last_start = now
+        self.machine.stop()
+        self._drain()
+        self._disconnect()
+        self.machine.close()
+        del self.machine
+        gc.collect()  # the old machine's memory goes before the new one's comes
+        self.machine = self._machine_type(self.spec, self.files, self.loop, self._machine_event)
+        self._connect()
+        self.server.event(event="reset", reason=why)
+        if not paused:
+            self.machine.start()
+
+    def _drain(self) -> None:
+        """What a stopped guest has written but nobody read yet."""
+        while data := self.machine.console.take():
+            self.console.output(data)
+        self.exec.pump()
+
+    def _end(self, reason: str) -> None:
+        """Stop the machine, tell everybody, and leave when they have read it."""
+        if self.ended:
+            return
+        self.ended = True
+        self.machine.stop()
+        self._drain()
+        self.exec.finish(f"'{self.spec.name}' ended: {reason}")
+        self._disconnect()
+        self.machine.close()
+        self.state.state, self.state.stopped, self.state.reason = "stopped", time.time(), reason
+        try:
+            self.folder.write_state(self.state)
+        except HostelError as e:
+            print(f"worker: {e}", file=sys.stderr)
+        self.console.finish()
+        for waiter in self._agent_waiters:
+            waiter.failed(f"'{self.spec.name}' ended before it took commands: {reason}")
+        for waiter in self._waiters:
+            waiter.done(msgspec.to_builtins(self.state))
+        self.server.event(event="stopped", reason=reason, exit_status=self.state.exit_status)
+        deadline = time.monotonic() + END_TIMEOUT
+        self._leave(deadline)
+
+    def _leave(self, deadline: float) -> None:
+        unread = any(connection.unsent for connection in self.server.connections)
+        if unread and time.monotonic() < deadline:
+            self.loop.call_later(0.01, lambda: self._leave(deadline))
+        else:
+            self.loop.stop()
+
+    def close(self) -> None:
+        """The folder is left as it should be found: with the state, or not at all."""
+        held = self._holder is not None and not self._holder.closed
+        self.log.close()
+        try:
+            if self.spec.remove and not held:  # who holds it removes it, having read the state
+                self.folder.delete()
+            else:
+                (self.folder.path / "control.sock").unlink(missing_ok=True)
+        except (HostelError, OSError) as e:
+            print(f"worker: {e}", file=sys.stderr)
+        self.server.close()
+
+    def _failed(self, error: BaseException) -> None:
+        """An exception in a callback: a bug of ours. It is logged, and the VM goes on."""
+        traceback.print_exception(error, file=sys.stderr)
+
+    # -- the control socket's methods; names and parameters in spec/rpc
+
+    def do_status(self, connection: Connection, params: rpc.Nothing) -> dict:
+        return dict(msgspec.to_builtins(self.state))
+
+    def do_inspect(self, connection: Connection, params: rpc.Nothing) -> dict:
+        return {
+            "name": self.spec.name,
+            "spec": msgspec.to_builtins(self.spec),
+            "state": msgspec.to_builtins(self.state),
+            "agent": self.exec.ready,
+            "confinement": self.confinement,
+            "statistics": {
+                **({} if self.ended else self.machine.statistics()),
+                "console": self.console.statistics(),
+                "exec": self.exec.statistics(),
+                "control": {"connections": len(self.server.connections)},
+                "resets": self._resets,
+            },
+        }
+
+    def do_subscribe(self, connection: Connection, params: rpc.Nothing) -> bool:
+        connection.subscribed = True
+        return True
+
+    def do_wait(self, connection: Connection, params: rpc.Nothing) -> Any:
+        if self.ended:
+            return msgspec.to_builtins(self.state)
+        later = Later()
+        self._waiters.append(later)
+        return later
+
+    def do_wait_agent(self, connection: Connection, params: rpc.Nothing) -> Any:
+        self._must_live()
+        if not self.spec.agent:
+            raise MachineError(f"'{self.spec.name}' takes no commands: it was given a kernel, so it has no agent")
+        if self.exec.ready:
+            return True
+        later = Later()
+        self._agent_waiters.append(later)
+        return later
+
+    def do_hold(self, connection: Connection, params: rpc.Nothing) -> bool:
+        self._must_live()
+        self._holder = connection
+        self._held = True
+        connection.on_close = lambda: self._released(connection)
+        return True
+
+    def do_release(self, connection: Connection, params: rpc.Nothing) -> bool:
+        self._held = False
+        self._holder = None
+        return True
+
+    def do_pause(self, connection: Connection, params: rpc.Nothing) -> bool:
+        self._must_live()
+        if self.state.state == "running":
+            self.machine.stop()
+            self._set_state("paused")
+        return True
+
+    def do_resume(self, connection: Connection, params: rpc.Nothing) -> bool:
+        self._must_live()
+        if self.state.state == "paused":
+            self.machine.start()
+            self._set_state("running")
+        return True
+
+    def do_reset(self, connection: Connection, params: rpc.Nothing) -> bool:
+        self._must_live()
+        self._quick_resets = -1  # a person's wish is no failure to boot
+        self._reset("reset")
+        return True
+
+    def do_stop(self, connection: Connection, params: rpc.Stop) -> bool:
+        self._must_live()
+        if self.state.state == "paused":
+            self.do_resume(connection, rpc.Nothing())
+        asked = self.exec.power_off() or self.machine.press_power_button()
+        grace = max(0.0, params.grace) if asked else 0.0
+        self.loop.call_later(grace, lambda: self._end("stopped: it didn't power off by itself"))
+        return True
+
+    def do_quit(self, connection: Connection, params: rpc.Quit) -> bool:
+        self.loop.call_later(0, lambda: self._end(params.reason))
+        return True
+
+    def do_console(self, connection: Connection, params: rpc.Console) -> Upgrade:
+        self._must_live()
+        return Upgrade(lambda c: self.console.attach(c, params.replay))
+
+    def do_exec(self, connection: Connection, params: rpc.Exec) -> Upgrade:
+        self._must_live()
+        if not self.exec.ready:
+            raise MachineError(f"'{self.spec.name}' doesn't take commands yet")
+        if not params.argv:
+            raise MachineError("exec: no command")
+        return Upgrade(lambda c: self.exec.attach(c, params))
+
+    def do_resize(self, connection: Connection, params: rpc.Resize) -> bool:
+        self._resized(params.rows, params.cols)
+        return True
+
+    def _must_live(self) -> None:
+        if self.ended:
+            raise MachineError(f"'{self.spec.name}' has ended: {self.state.reason}")
+
+    def _set_state(self, state: str) -> None:
+        self.state.state = state
+        self.folder.write_state(self.state)
+        self.server.event(event="state", state=state)
+
+    def _released(self, connection: Connection) -> None:
+        if self._held and self._holder is connection:
+            self._holder = None
+            self._end("who started it ended")
+
+
+def _cause(why: str) -> str:
+    return "a triple fault" if why == "triple fault" else "the guest itself"
+
+
+def _tell(ready: int, word: dict) -> None:
+    """The first word, to vm/launch."""
+    if ready >= 0:
+        try:
+            os.write(ready, json.dumps(word).encode() + b"\n")
+        except OSError:
+            pass  # who started us has gone
+        os.close(ready)
+
+
+def main(argv: list[str], build: Callable[[Folder, bool], Worker] = Worker) -> int:
+    ready = int(os.environ.pop("HOSTEL_READY_FD", "-1"))
+    confine.close_strays({ready} if ready > 2 else set())
+    folder = Folder(Path(argv[0]))
+    try:
+        folder.take()  # the lock; it ends with the process
+    except HostelError as error:
+        _tell(ready, {"error": str(error)})
+        return 1
+    try:
+        worker = build(folder, "--held" in argv[1:])
+        worker.start()
+    except HostelError as error:
+        _give_up(folder, str(error))
+        _tell(ready, {"error": str(error)})
+        return 1
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        _give_up(folder, f"internal error: {error}")
+        _tell(ready, {"error": f"the worker failed: {type(error).__name__}: {error}; see {folder.path}/worker.log"})
+        return 1
+    _tell(ready, {"ok": True})
+    try:
+        return worker.run()
+    finally:
+        worker.close()
+
+
+def _give_up(folder: Folder, reason: str) -> None:
+    try:
+        created = folder.state().created
+        folder.write_state(VmState(state="stopped", created=created, stopped=time.time(), reason=f"error: {reason}"))
+        (folder.path / "control.sock").unlink(missing_ok=True)
+    except (HostelError, OSError):
+        pass
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # no thread, no destructor has a say any more

@@ -1,0 +1,37 @@
+import os
+
+import pytest
+
+from hostel.spec.vm import VmSpec
+from hostel.vm import launch, store
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty home."""
+    monkeypatch.setenv("HOSTEL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def fake(home, monkeypatch):
+    """Workers that start have a fake guest; whatever runs at the end is killed."""
+    here = os.path.dirname(__file__)
+    monkeypatch.setattr(launch, "WORKER", "fake_worker")
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{os.environ.get('PYTHONPATH', '')}")
+    yield
+    for folder in store.folders():
+        launch.kill(folder)
+
+
+@pytest.fixture
+def start(fake, tmp_path):
+    """``start(name)``: a running VM with the fake guest."""
+    from hostel.client.vm import VM
+
+    def start(name="one", held=False, agent=False, **more):
+        folder = store.create(VmSpec(name=name, kernel="/none", agent=agent, **more))
+        launch.start(folder, held=held)
+        return VM(folder)
+
+    return start

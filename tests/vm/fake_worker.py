@@ -1,0 +1,151 @@
+"""A worker whose machine is a fake: no engine, no board, a guest of a few lines. ``python -m fake_worker``.
+
+Its guest writes a prompt to the console and answers lines: ``echo TEXT``, ``poweroff``, ``reset``, ``crash``
+(a triple fault), ``flood N`` (N lines). Its agent is the real one, compiled, as a process of the host's. What is
+tested with it is everything around the machine.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import types
+
+from hostel.images import agent, tiny
+
+
+class FakePort:
+    """The host's end of a serial port (devices/uart), to a function instead of a guest."""
+
+    def __init__(self, receive=None):
+        self.tx_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.rx_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.out = bytearray()
+        self.lock = threading.Lock()
+        self.receive = receive
+
+    def transmit(self, data):
+        """The guest writes; it waits while 128 KiB are unread."""
+        while len(self.out) > 131072:
+            threading.Event().wait(0.001)
+        with self.lock:
+            self.out += data
+            os.eventfd_write(self.tx_fd, 1)
+
+    def take(self, limit=65536):
+        with self.lock:
+            data = bytes(self.out[:limit])
+            del self.out[:limit]
+            if not self.out:
+                try:
+                    os.eventfd_read(self.tx_fd)
+                except BlockingIOError:
+                    pass
+        return data
+
+    def send(self, data):
+        if self.receive:
+            self.receive(bytes(data))
+        return len(data)
+
+    def close(self):
+        os.close(self.tx_fd)
+        os.close(self.rx_fd)
+
+
+class AgentPort:
+    """The agent, on a socket in a serial port's place."""
+
+    def __init__(self):
+        self.socket, theirs = socket.socketpair()
+        self.socket.setblocking(False)
+        self.tx_fd = self.socket.fileno()
+        self.rx_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        program = os.memfd_create("agent", 0)
+        os.write(program, tiny.compiled(agent))
+        self.process = subprocess.Popen(
+            ["agent", str(theirs.fileno())], executable=f"/proc/self/fd/{program}", pass_fds=(theirs.fileno(), program)
+        )
+        os.close(program)
+        theirs.close()
+
+    def take(self, limit=65536):
+        try:
+            return self.socket.recv(limit)
+        except BlockingIOError:
+            return b""
+
+    def send(self, data):
+        return self.socket.send(data)
+
+    def close(self):
+        self.socket.close()
+        os.close(self.rx_fd)
+
+
+class FakeMachine:
+    def __init__(self, spec, files, loop, on_event):
+        self.on_event = on_event
+        self.console = FakePort(self.typed)
+        self.agent = files.agents.pop() if files.agents else FakePort()
+        self.line = b""
+        self.starts = 0
+
+    def typed(self, data):
+        self.line += data
+        while b"\n" in self.line:
+            line, self.line = self.line.split(b"\n", 1)
+            threading.Thread(target=self.command, args=(line.decode(),)).start()
+
+    def command(self, line):
+        word, _, rest = line.partition(" ")
+        if word == "echo":
+            self.console.transmit(rest.encode() + b"\r\n# ")
+        elif word == "flood":
+            for i in range(int(rest)):
+                self.console.transmit(b"%08d: a line of the flood that is eighty characters long or nearly so\n" % i)
+        elif word in ("poweroff", "reset"):
+            self.on_event(self, word)
+        elif word == "crash":
+            self.on_event(self, "triple fault")
+
+    def start(self):
+        self.starts += 1
+        if self.starts == 1:
+            self.console.transmit(b"fake guest\r\n# ")
+
+    def stop(self):
+        pass
+
+    def close(self):
+        self.console.close()
+        self.agent.close()
+
+    def press_power_button(self):
+        self.on_event(self, "poweroff")
+        return True
+
+    def statistics(self):
+        return {"vcpus": []}
+
+
+class BootFiles:
+    """Holds the agents too, since a confined worker can't start one for the second boot."""
+
+    def __init__(self, spec):
+        self.agents = [AgentPort() for _ in range(2)] if spec.agent else []
+
+    def pin(self):
+        return []
+
+
+machine = types.ModuleType("hostel.vm.machine")
+machine.Machine = FakeMachine
+machine.BootFiles = BootFiles
+sys.modules["hostel.vm.machine"] = machine
+
+if __name__ == "__main__":
+    from hostel.vm import worker
+
+    os._exit(worker.main(sys.argv[1:]))
