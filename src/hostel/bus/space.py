@@ -110,7 +110,7 @@ class Space:
     def read_from_python(self, address: uint64_t, size: cython.int) -> int:
         """One access, for tests and tools."""
         value: uint64_t = self.read(address, size)
-        return value if size == 8 else value & ((1 << (8 * size)) - 1)
+        return value & cython.cast(uint64_t, -1) >> (64 - 8 * size)
 
     def write_from_python(self, address: uint64_t, size: cython.int, value: uint64_t):
         self.write(address, size, value)
