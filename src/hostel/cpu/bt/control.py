@@ -53,6 +53,9 @@ from cython.cimports.hostel.cpu.engine import InterruptController
 from cython.cimports.libc.stdint import uint64_t
 from cython.cimports.libc.string import memcpy, memset
 
+# When guests' TSCs and clocks read 0: the same for all vCPUs, and a worker process has one machine.
+_origin = cython.declare(uint64_t, rdtsc())
+
 
 @cython.cfunc
 @cython.nogil
@@ -324,7 +327,7 @@ def reset(c):
         memset(cython.address(c.msr_mtrr[i]), 6, 8)
     c.msr_mtrr[27] = 0xC06
     if c.clock_origin == 0:
-        c.clock_origin = rdtsc()
+        c.clock_origin = _origin
     c.tsc_offset = -c.clock_origin
     c.msr_tsc_adjust = 0
     empty_tlb(c)

@@ -374,12 +374,10 @@ def _external(c: cython.pointer(VCpu), vector: cython.int) -> cython.int:
 
 
 def deliver_interrupt(c, vector):
-    c.n_interrupts += 1
     return _external(c, vector)
 
 
 def deliver_nmi(c):
-    c.n_interrupts += 1
     c.nmi_pending = 0
     c.nmi_blocked = 1
     return _external(c, X_NMI)

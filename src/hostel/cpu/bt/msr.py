@@ -326,6 +326,18 @@ def _scale(mul: cython.pointer(uint32_t), shift: cython.pointer(int8_t)) -> cyth
     shift[0] = cython.cast(int8_t, s)
 
 
+def clock_ns(ticks):
+    mul: uint32_t = 0
+    shift: int8_t = 0
+    _scale(cython.address(mul), cython.address(shift))
+    ticks = ticks >> -shift if shift < 0 else ticks << shift
+    return (ticks >> 32) * mul + ((ticks & M32) * mul >> 32)
+
+
+def clock_ticks(ns):
+    return ns // 1000000 * tsc_khz + ns % 1000000 * tsc_khz // 1000000
+
+
 def update_kvmclock(c):
     info = cython.declare(uint8_t[32])
     gpa: uint64_t = c.msr_kvm_system_time & ~cython.cast(uint64_t, 1)
@@ -354,20 +366,14 @@ def write_wall_clock(c, gpa):
     """struct pvclock_wall_clock: the wall-clock time at which the paravirtual clock read 0."""
     words = cython.declare(uint32_t[3])
     now = cython.declare(timespec)
-    mul: uint32_t = 0
-    shift: int8_t = 0
-    ticks: uint64_t
     ns: int64_t
     if gpa & 3 or (gpa & 0xFFF) > 4096 - 12 or find_slot(c, gpa) == cython.NULL:
         return
     if read_physical(c, gpa, words, 4) != 0:
         return
     clock_gettime(CLOCK_REALTIME, cython.address(now))
-    ticks = rdtsc() - c.clock_origin
-    _scale(cython.address(mul), cython.address(shift))
     ns = cython.cast(int64_t, now.tv_sec) * 1000000000 + now.tv_nsec
-    ticks = ticks >> -shift if shift < 0 else ticks << shift
-    ns -= cython.cast(int64_t, (ticks >> 32) * mul + ((ticks & M32) * mul >> 32))
+    ns -= cython.cast(int64_t, clock_ns(rdtsc() - c.clock_origin))
     words[0] = (words[0] + 2) & ~1
     words[1] = cython.cast(uint32_t, ns // 1000000000)
     words[2] = cython.cast(uint32_t, ns % 1000000000)

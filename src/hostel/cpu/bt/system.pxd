@@ -29,7 +29,8 @@ cdef enum:                 # what execute() asks of the run loop
 # c.ymm, x87 in c.fx (K_SYSTEM rows that touch x87 are run with c.fx current, and c.fx is loaded again afterwards).
 # MXCSR is the word at c.fx + 24, nowhere else (VCpu.mxcsr is unused).
 cdef int execute(VCpu* c, const Insn* insn) noexcept nogil
-# IN/INS answer: called when run() resumes after a port read exit; finishes the instruction.
+# IN/INS answer: called when run() resumes after a port read exit, with the answer in c.io.data; finishes the
+# instruction. SYS_NEXT, or SYS_EXCEPTION (the page that INS stores to has gone).
 cdef int finish_io(VCpu* c) noexcept nogil
 
 cdef enum:                 # what the handlers return

@@ -278,10 +278,10 @@ def finish_io(c):
             set_register(c, 0, value, size)
     elif kind == 2:
         if write_segment(c, ES, c.r[7] & address_mask(c.io_addrsize), cython.address(value), size) != 0:
-            return -1
+            return SYS_EXCEPTION
         if _advance_string(c, 7, size):
             c.rip = (c.rip + c.io_length) & (cython.cast(uint64_t, -1) if c.mode & MODE_CODE64 else M32)
-    return 0
+    return SYS_NEXT
 
 
 # ---- groups of instructions
@@ -754,7 +754,6 @@ def _extended(c: cython.pointer(VCpu), insn: cython.pointer(cython.const[Insn]),
 def execute(c, insn):
     what: cython.int = table[insn.op].system
     r: cython.int
-    c.n_system += 1
     if what == S_NONE:
         r = _ud(c)
     elif what <= S_OUTS:
