@@ -2,10 +2,10 @@
 
 import pytest
 
+from hostel.board.pic import Pic
 from hostel.board.pit import Pit
 from hostel.bus.irq import IrqLine
 from hostel.bus.space import Space
-from hostel.board.pic import Pic
 
 HZ = 1193182
 T0 = 10**12

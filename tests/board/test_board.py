@@ -1,0 +1,126 @@
+"""The board as a whole: wiring, ports, tables in memory, saved state."""
+
+import struct
+
+import pytest
+
+from hostel.board import memmap
+from hostel.board.board import Board
+from hostel.bus.space import Space
+from hostel.cpu.engine import Vcpu
+from hostel.devices.uart import Uart
+from hostel.memory.ram import Ram
+
+MIB = 1 << 20
+
+
+class Machine:
+    def __init__(self, size=64 * MIB, cpus=2):
+        self.layout, self.ram = memmap.build(size), Ram()
+        for base, length in self.layout.slots:
+            self.ram.add(base, length)
+        self.pio, self.mmio = Space("pio"), Space("mmio")
+        self.events, self.timers = [], []
+        self.vcpus = [Vcpu() for _ in range(cpus)]
+        self.board = Board(
+            self.ram, self.layout, self.pio, self.mmio, self.vcpus,
+            lambda deadline, callback: self.timers.append((deadline, callback)),
+            lambda: self.events.append("off"), lambda: self.events.append("reset"),
+        )  # fmt: skip
+        self.uart = Uart(self.board.serial_irq(0))
+        self.board.attach_serial(0, self.uart)
+
+    def out(self, port, value, size=1):
+        self.pio.write_from_python(port, size, value)
+
+
+def test_every_way_out():
+    m = Machine()
+    for port, value, size in ((0x604, 0x3400, 2), (0xCF9, 6, 1), (0x64, 0xFE, 1), (0x92, 1, 1)):
+        m.out(port, value, size)
+    assert m.events == ["off", "reset", "reset", "reset"]
+
+
+def test_serial_interrupt_reaches_both_controllers():
+    m = Machine()
+    apic = m.board.apics[0]
+    m.board.ioapic.register(0x10 + 8, 0x34)
+    m.out(0x3FC, 8)
+    m.out(0x3F9, 2)
+    assert apic.pending_py() >= 0 and m.board.pic.intr()
+    apic.write(0x350, 0x10700)  # LINT0 masked: only the I/O APIC's message is left
+    assert apic.acknowledge_py() == 0x34
+
+
+def test_timer_is_at_pin_2_and_irq_0():
+    m = Machine()
+    m.board.ioapic.register(0x10 + 4, 0x30)
+    m.out(0x43, 0x30)
+    m.out(0x40, 1)
+    m.out(0x40, 0)
+    while m.timers:
+        deadline, callback = m.timers.pop()
+        m.board.pit.freeze(deadline)
+        callback()
+    assert m.board.pic.intr()
+    m.board.apics[0].write(0x350, 0x10700)
+    assert m.board.apics[0].pending_py() == 0x30
+
+
+def test_msi_by_a_write_to_memory():
+    m = Machine()
+    m.board.apics[1].write(0xF0, 0x1FF)
+    m.mmio.write_from_python(0xFEE00000 | 1 << 12, 4, 0x55)
+    assert m.board.apics[1].pending_py() == 0x55
+
+
+def test_tables_are_found_by_scanning_and_name_what_is_plugged_in():
+    m = Machine()
+    assert m.board.write_tables() == 0xE0000
+    low = m.ram.read(0xE0000, 0x20000)
+    found = [i for i in range(0, len(low), 16) if low[i : i + 8] == b"RSD PTR "]
+    assert found == [0]
+    assert b"COM1" in low and b"COM2" not in low
+    xsdt = struct.unpack_from("<Q", low, 24)[0] - 0xE0000
+    assert low[xsdt : xsdt + 4] == b"XSDT"
+
+
+def test_quiet_and_missing_ports():
+    m = Machine()
+    m.out(0x80, 1)
+    m.out(0xED, 1)
+    assert m.pio.unclaimed == 0
+    assert m.pio.read_from_python(0x3C0, 1) == 0xFF
+    assert m.pio.unclaimed == 1
+
+
+def test_power_button():
+    m = Machine()
+    m.board.ioapic.register(0x10 + 18, 0x39 | 0x8000)
+    assert not m.board.press_power_button()
+    m.out(0x602, 0x100, 2)
+    m.out(0x600, 0x100, 2)
+    assert m.board.press_power_button()
+    m.board.apics[0].write(0x350, 0x10700)
+    assert m.board.apics[0].pending_py() == 0x39
+
+
+def test_save_and_load_into_a_new_board():
+    m = Machine()
+    m.board.ioapic.register(0x10 + 8, 0x34)
+    m.out(0x3FC, 8)
+    m.out(0x3F9, 2)
+    m.out(0x43, 0x34)
+    m.out(0x40, 0x9C)
+    m.out(0x40, 0x2E)
+    m.out(0x602, 0x100, 2)
+    other = Machine()
+    other.board.load(m.board.save())
+    other.uart.load(m.uart.save())
+    assert other.board.ioapic.save() == m.board.ioapic.save()
+    assert other.board.pic.save() == m.board.pic.save()
+    assert other.board.apics[0].save() == m.board.apics[0].save()
+    assert other.board.serial_irq(0).level == 1
+    assert len(other.timers) == 1
+    with pytest.raises(ValueError):
+        Machine(cpus=3).board.load(m.board.save())
