@@ -20,7 +20,7 @@ from hostel.images.fetch import Silence
 @pytest.fixture
 def images(home, archive, monkeypatch):
     """The store, whose archives are the test mirror's."""
-    monkeypatch.setattr(store, "Archive", lambda progress: archive(cache=home / "cache"))
+    monkeypatch.setattr(store, "archives", lambda progress: archive(cache=home / "cache"))
     return store
 
 
@@ -165,7 +165,7 @@ def test_two_at_once_make_one_image(home, mirror, tmp_path):
         from hostel.images.sources import Source
         sources = (Source({mirror.url!r}, "bookworm"),)
         keyring = Path({str(tmp_path / "keyring.gpg")!r})
-        store.Archive = lambda progress: debian.Archive(sources, keyring, fetcher=fetch.Fetcher({{}}))
+        store.archives = lambda progress: debian.Archive(sources, keyring, fetcher=fetch.Fetcher({{}}))
         print(store.ensure("micro").created)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]

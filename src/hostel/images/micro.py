@@ -2,17 +2,23 @@
 
 A kernel as Debian ships it, and an initramfs with busybox, the agent as init and the modules that
 virtio devices and the usual file systems need. The whole is made in memory from two verified packages.
+
+Every start of a VM asks whether the recipe has changed, hence the late imports: what makes the image is
+loaded only when it is made.
 """
 
 import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hostel.base.errors import ImageError
-from hostel.images import agent, cpio, deb, tiny
-from hostel.images.debian import Archive, Package
-from hostel.images.modules import Module, ModuleSet, builtin_file
+
+if TYPE_CHECKING:
+    from hostel.images.cpio import Tree
+    from hostel.images.debian import Archive, Package
+    from hostel.images.modules import ModuleSet
 
 KERNEL = "linux-image-cloud-amd64"  # a metapackage: it depends on the current version's package
 BUSYBOX = "busybox-static"
@@ -33,7 +39,7 @@ BOOT_MODULES = {
 MORE_MODULES = "virtio_mmio overlay squashfs fuse".split()
 OPTIONAL_MODULES = "af_packet virtio_mem virtio_pmem crc32c_intel crc32_pclmul libcrc32c loop tun".split()
 
-CMDLINE = "console=ttyS0,115200"
+CMDLINE = "console=ttyS0,115200 quiet"  # "loglevel=7" after it shows the kernel's messages again
 MAKERS = ("micro.py", "cpio.py", "modules.py", "agent.py", "tiny.py", "asm.py")
 
 
@@ -47,7 +53,7 @@ def recipe() -> str:
     return total.hexdigest()[:16]
 
 
-def resolve(archive: Archive) -> list[Package]:
+def resolve(archive: "Archive") -> "list[Package]":
     """The packages in their current versions: the kernel's, then busybox."""
     meta = archive.package(KERNEL)
     match = re.search(r"\b(linux-image-\d[^\s,(]*)", meta.depends)
@@ -67,8 +73,11 @@ def build(files: list[Path], folder: Path, say: Callable[[str], None]) -> dict[s
     return {"kernel_version": version, "cmdline": CMDLINE}
 
 
-def read_kernel(package: Path) -> tuple[bytes, ModuleSet, str]:
-    """The bzImage, the modules that are wanted with their needs, and the kernel's version."""
+def read_kernel(package: Path) -> "tuple[bytes, ModuleSet, str]":
+    """The bzImage, all modules, and the kernel's version."""
+    from hostel.images import deb
+    from hostel.images.modules import Module, ModuleSet, builtin_file
+
     image, builtin, found = b"", "", []
     for member in deb.members(package, lambda path: re.match(r"boot/vmlinuz-|(usr/)?lib/modules/", path)):
         path = member.path.removeprefix("usr/")
@@ -88,6 +97,8 @@ def read_kernel(package: Path) -> tuple[bytes, ModuleSet, str]:
 
 
 def read_busybox(package: Path) -> bytes:
+    from hostel.images import deb
+
     for member in deb.members(package, lambda path: path in ("bin/busybox", "usr/bin/busybox")):
         return member.data
     raise ImageError(f"{package.name} holds no busybox")
@@ -107,7 +118,9 @@ def applets(busybox: bytes) -> list[str]:
     return [name for name in names if re.fullmatch(r"[a-z0-9_.\[-]+", name)]
 
 
-def initramfs(busybox: bytes, modules: ModuleSet, version: str) -> bytes:
+def initramfs(busybox: bytes, modules: "ModuleSet", version: str) -> bytes:
+    from hostel.images import agent, cpio, tiny
+
     tree = cpio.Tree()
     # The kernel opens /dev/console for init before init can mount anything.
     tree.device("dev/console", "c", 5, 1)
@@ -128,7 +141,7 @@ def initramfs(busybox: bytes, modules: ModuleSet, version: str) -> bytes:
     return tree.pack()
 
 
-def add_modules(tree: cpio.Tree, modules: ModuleSet, version: str) -> None:
+def add_modules(tree: "Tree", modules: "ModuleSet", version: str) -> None:
     names = [name for row in BOOT_MODULES.values() for name in row] + MORE_MODULES
     names += [name for name in OPTIONAL_MODULES if name in modules.modules]
     chosen = modules.order(names)
@@ -141,8 +154,10 @@ def add_modules(tree: cpio.Tree, modules: ModuleSet, version: str) -> None:
     tree.file("lib/modules/boot", boot_list(modules, base).encode())
 
 
-def boot_list(modules: ModuleSet, base: str) -> str:
+def boot_list(modules: "ModuleSet", base: str) -> str:
     """What the agent loads: a module's path and the PCI functions that want it, needs first."""
+    from hostel.images import agent
+
     wanted: dict[str, list[str]] = {}
     for row, names in BOOT_MODULES.items():
         for module in modules.order(names):

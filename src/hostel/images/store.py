@@ -5,7 +5,6 @@ hostel's recipe differs; then from the same packages while the cache has them, s
 """
 
 import contextlib
-import datetime
 import json
 import re
 import shutil
@@ -14,13 +13,16 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hostel._version import __version__
 from hostel.base import atomic, paths
 from hostel.base.errors import ImageError
 from hostel.images import micro
-from hostel.images.debian import Archive, Package
-from hostel.images.fetch import Bar, Progress, digest
+
+if TYPE_CHECKING:
+    from hostel.images.debian import Archive, Package
+    from hostel.images.fetch import Progress
 
 RECIPES = {"micro": micro}
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -52,7 +54,7 @@ class Image:
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
 
-def ensure(name: str = "micro", progress: Progress | None = None, say: Callable[[str], None] | None = None) -> Image:
+def ensure(name: str = "micro", progress: "Progress | None" = None, say: Callable[[str], None] | None = None) -> Image:
     """The image ``name``, made first if need be. Raises ImageError."""
     image = find(name)
     if image and (name not in RECIPES or image.recipe == RECIPES[name].recipe()):
@@ -64,15 +66,15 @@ def ensure(name: str = "micro", progress: Progress | None = None, say: Callable[
         image = find(name)  # another process may have made it while this one waited
         if image and image.recipe == RECIPES[name].recipe():
             return image
-        return make(name, Archive(progress=progress or Bar()), say, image)
+        return make(name, archives(progress), say, image)
 
 
-def pull(name: str, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> Image:
+def pull(name: str, progress: "Progress | None" = None, say: Callable[[str], None] | None = None) -> Image:
     """Makes the image ``name`` from the packages' current versions, unless it is so already."""
     if name not in RECIPES:
         raise unknown(name)
     say = say or tell
-    archive = Archive(progress=progress or Bar())
+    archive = archives(progress)
     with locked(name, say):
         current = find(name)
         packages = RECIPES[name].resolve(archive)
@@ -82,9 +84,23 @@ def pull(name: str, progress: Progress | None = None, say: Callable[[str], None]
         return make(name, archive, say, None, packages)
 
 
+def archives(progress: "Progress | None") -> "Archive":
+    """Debian's, with a progress bar unless somebody else watches."""
+    from hostel.images.debian import Archive
+    from hostel.images.fetch import Bar
+
+    return Archive(progress=progress or Bar())
+
+
 def make(
-    name: str, archive: Archive, say: Callable[[str], None], old: Image | None, packages: list[Package] | None = None
+    name: str,
+    archive: "Archive",
+    say: Callable[[str], None],
+    old: Image | None,
+    packages: "list[Package] | None" = None,
 ) -> Image:
+    from hostel.images.debian import Package
+
     recipe = RECIPES[name]
     if packages is None and old:
         noted = [Package(**entry) for entry in old.packages]
@@ -100,8 +116,12 @@ def make(
     return image
 
 
-def described(name: str, recipe: str, notes: dict[str, str], packages: list[Package], where: Path) -> str:
+def described(name: str, recipe: str, notes: dict[str, str], packages: "list[Package]", where: Path) -> str:
     """The text of image.toml. JSON's strings are TOML's basic strings."""
+    import datetime
+
+    from hostel.images.fetch import digest
+
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     top = {"name": name, "recipe": recipe, "created": now, "hostel": __version__, **notes}
     lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
