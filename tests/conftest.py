@@ -16,7 +16,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def fake(home, monkeypatch):
     """Workers that start have a fake guest; whatever runs at the end is killed."""
-    here = os.path.dirname(__file__)
+    here = os.path.join(os.path.dirname(__file__), "vm")
     monkeypatch.setattr(launch, "WORKER", "fake_worker")
     monkeypatch.setenv("PYTHONPATH", f"{here}:{os.environ.get('PYTHONPATH', '')}")
     yield
