@@ -1,12 +1,14 @@
 """The board as a whole: wiring, ports, tables in memory, saved state."""
 
+import random
 import struct
 
 import pytest
 
 from hostel.board import memmap
 from hostel.board.board import Board
-from hostel.bus.space import Space
+from hostel.board.pci import PciFunction
+from hostel.bus.space import Region, Space
 from hostel.cpu.engine import Vcpu
 from hostel.devices.uart import Uart
 from hostel.memory.ram import Ram
@@ -124,3 +126,46 @@ def test_save_and_load_into_a_new_board():
     assert len(other.timers) == 1
     with pytest.raises(ValueError):
         Machine(cpus=3).board.load(m.board.save())
+
+
+def test_a_guest_that_writes_everywhere_breaks_nothing(capfd):
+    """Random accesses to every port and window: no exception in a device (PyRegion prints them), no hang."""
+    seed = random.randrange(1 << 32)
+    dice = random.Random(seed)
+    m = Machine()
+    m.board.attach_serial(1, Uart(m.board.serial_irq(1)))
+    card = PciFunction(0x1AF4, 0x1042, 0x010000)
+    card.add_bar(0, 0x1000, Region("card"), m.mmio)
+    card.add_bar(2, 0x100, Region("card"), m.pio, is_io=True)
+    m.board.pci.attach(card)
+    m.board.write_tables()
+    ports = [*range(0x20, 0x22), *range(0x40, 0x44), 0x60, 0x61, 0x64, 0x70, 0x71, 0x80, 0x92, 0xA0, 0xA1, 0xED]
+    ports += [*range(0x2F8, 0x300), *range(0x3F8, 0x400), 0x4D0, 0x4D1, *range(0x600, 0x610), *range(0xCF8, 0xD00)]
+    windows = [memmap.ECAM, memmap.ECAM + 0x8000, memmap.IOAPIC, memmap.LAPIC, memmap.PCI_HOLE]
+    values = (0, 1, 0xFF, 0x80000000, 0x80000800, 0xFFFFFFFF, (1 << 64) - 1)
+    for _ in range(20_000):
+        size = dice.choice((1, 2, 4, 8))
+        value = dice.choice(values) if dice.random() < 0.3 else dice.getrandbits(8 * size)
+        value &= (1 << 8 * size) - 1
+        if dice.random() < 0.6:
+            space, address, size = m.pio, dice.choice(ports), min(size, 4)
+            value &= (1 << 8 * size) - 1
+        else:
+            space, address = m.mmio, dice.choice(windows) + dice.choice((0, 4, 0x10, dice.randrange(4096 - 8)))
+        if dice.random() < 0.5:
+            space.write_from_python(address, size, value)
+        else:
+            space.read_from_python(address, size)
+        apic, register = dice.choice(m.board.apics), 16 * dice.randrange(64)
+        if dice.random() < 0.3:
+            apic.write(register, dice.getrandbits(32))
+            apic.wrmsr(0x800 + (register >> 4), dice.getrandbits(32))
+            apic.read(register)
+            apic.rdmsr(0x800 + (register >> 4))
+            apic.pending_py()
+            apic.acknowledge_py()
+        if m.timers and dice.random() < 0.2:
+            m.timers.pop(dice.randrange(len(m.timers)))[1]()
+        del m.timers[:-50]
+    m.board.load(m.board.save())
+    assert capfd.readouterr().err == "", f"seed {seed}"
