@@ -606,6 +606,7 @@ class BtVcpu(Vcpu):
         exceptions = {str(i): c.n_exception[i] for i in range(32) if c.n_exception[i]}
         return {
             "exits": exits,
+            "monitor": {i: c.n_monitor[i] for i in range(128) if c.n_monitor[i]},
             "exceptions": exceptions,
             "interrupts": c.n_interrupts,
             "tlb_misses": c.n_tlb_miss,
@@ -1043,6 +1044,7 @@ class BtVcpu(Vcpu):
         fpu: cython.bint = S_FXSAVE <= what <= S_XRSTORS or what == S_MASKMOVQ
         r: cython.int
         c.n_system += 1
+        c.n_monitor[what] += 1
         if fpu:
             cython.cast(stub_t, m.fx_save)()
         r = execute(c, insn)
@@ -1105,6 +1107,7 @@ class BtVcpu(Vcpu):
         r: cython.int = 0
         generation: uint32_t = m.generation
         c.n_system += 1
+        c.n_monitor[0] += 1
         c.mmio_next = 0
         while True:
             if rep and c.r[1] & mask == 0:

@@ -212,6 +212,7 @@ cdef struct VCpu:
     uint64_t large_pages[64]                 # bit (2 MiB region & 4095): TLBs may hold pieces of a large page there
     uint64_t giant_pages[64]                 # bit (1 GiB region & 4095): the same for pages of 1 GiB
     # -- run.py's own
+    uint64_t n_monitor[128]                  # instructions that the monitor ran, by OpInfo.system; 0: strings
     volatile int in_guest                    # 1 while translated code runs: see cache.stop_world
     uint32_t table_mode[TLB_COUNT]           # the mode that each jump cache was filled under
     uint8_t stage[1280]                      # a whole access that must go piecewise, at the alignment of its address
