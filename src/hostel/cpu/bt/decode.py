@@ -28,7 +28,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
     Insn,
     OpInfo,
 )
-from cython.cimports.libc.stdint import int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from cython.cimports.libc.stdlib import calloc
 from cython.cimports.libc.string import memcpy, memset
 

@@ -50,7 +50,7 @@ def _vector(number: int, size: int) -> str:
 def _bytes(letter: str, i: dict) -> int:
     """An operand's size in bytes from the letter of its size."""
     wide = 32 if i["vex_l"] else 16
-    sizes = {"b": 1, "w": 2, "d": 4, "q": 8, "o": 16, "t": 10, "v": i["opsize"], "y": i["opsize"],
+    sizes = {"b": 1, "w": 2, "d": 4, "q": 8, "o": 16, "t": 10, "v": i["opsize"], "y": max(i["opsize"], 4),
              "z": min(i["opsize"], 4), "n": i["opsize"], "x": wide, "h": wide // 2, "f": wide // 4, "e": wide // 8,
              "a": 2 * i["opsize"], "p": i["opsize"] + 2}  # fmt: skip
     return sizes.get(letter, 0)
@@ -101,12 +101,11 @@ def _operand(o: Operand, row: Row, i: dict) -> str:
             return _general(0, min(i["opsize"], 4))
         return {"st0": "st(0)"}.get(o.text, o.text)
     if letter in "EMWQ" and not register:
-        memory = _bytes(o.memory, i)
+        memory = 0 if o.memory == "n" else _bytes(o.memory, i)
         vector = ""
         if row.fields["flags"] & C["O_VSIB"]:
-            narrow = row.name[-2:] in ("qd", "ps") and "q" in row.name[7:9] or not i["vex_l"]
-            narrow = narrow and not i["vex_l"] or row.fields["system"] == C["S_VPGATHERDQ"] or not i["vex_l"]
-            vector = "xmm" if narrow else "ymm"
+            wide = i["vex_l"] and row.fields["system"] != C["S_VPGATHERDQ"]
+            vector = "ymm" if wide else "xmm"
         return _address(i, memory, vector)
     if letter in "ER":
         return _general(i["rm"], size, rex)
@@ -158,7 +157,10 @@ def _immediate_width(row: Row, i: dict) -> int:
 
 
 def disassemble(code: bytes, pc: int = 0, mode: int = 8) -> tuple[int, str]:
-    """Length and text of the first instruction of ``code``; undefined opcodes read ``(bad)``, unfinished ones ``""``."""
+    """Length and text of the first instruction of ``code``.
+
+    An undefined opcode reads ``(bad)``; one that isn't finished or too long has decode()'s result and no text.
+    """
     i = decode.decode_py(code, pc, mode)
     if i["result"] <= 0:
         return i["result"], ""

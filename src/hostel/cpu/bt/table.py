@@ -319,6 +319,8 @@ def _fill(row: Row, attributes: list[str]) -> None:
             f["flags"] |= C["O_LEGACY66"]
         if o.letter == "M" and o.memory in ("n", "m"):
             f["flags"] |= C["O_LEGACY66"]
+    if row.mod == "r":
+        f["mem"] = f["mem_size"] = 0
     if f["flags"] & C["O_VECTOR"] and f["mem_size"] == 16 and not row.vex and not unaligned:
         f["flags"] |= C["O_ALIGNED"]
     if f["kind"] == C["K_NATIVE"] and f["flags"] & C["O_LEGACY66"] and f["implicit_w"]:
@@ -451,7 +453,7 @@ def _conditions(row: Row) -> dict[str, tuple[int, ...]]:
 
 
 def lookup(table: list[Row]) -> tuple[dict[tuple[bool, int, int], tuple[int, int, bool]], list[int]]:
-    """Per (VEX, map, opcode): the selectors in use, where the block of row numbers starts, whether a ModRM byte follows.
+    """Per (VEX, map, opcode): the selectors in use, where its block of row numbers starts, whether ModRM follows.
 
     In a block, the selectors are the digits of a mixed-radix number, in the order of ``SELECT``. The row with the
     most conditions wins; ``ValueError`` when two have as many.

@@ -86,8 +86,9 @@ mov       8C /012345  =Rv/Mw,Sw  sys:MOV_FROM_SEG
 lea       8D /r   =Gv,&M      lea
 mov       8E /02345  Sw,Ew    sys:MOV_TO_SEG end
 pop       8F /0   =Ev         pop d64 r:rsp w:rsp
-nop       90      -           nop B0
-pause     F3 90   -           nop B0
+nop       NFx 90  -           nop B0
+nop       F2 90   -           nop B0
+pause     F3 90   -           nop
 xchg      90+r    +Zv,+rax
 cwde      98      -           r:rax w:rax osz
 cdq       99      -           r:rax w:rdx osz
