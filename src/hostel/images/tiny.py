@@ -356,7 +356,11 @@ class Function:
         raise TinyError(f"line {getattr(node, 'lineno', '?')}: {name} is unknown")
 
     def constant(self, node: ast.expr) -> int | None:
-        """The value of an expression that is known now."""
+        """The value of an expression that is known now, as a signed 64-bit number."""
+        value = self.folded(node)
+        return None if value is None else (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+    def folded(self, node: ast.expr) -> int | None:
         match node:
             case ast.Constant(int(value)):
                 return int(value)
