@@ -15,6 +15,7 @@ Lock order: ``Cache.lock``, then the world is stopped; a vCPU that waits for eit
 """
 
 import cython
+from cython.cimports.hostel.base.clock import rdtsc
 from cython.cimports.hostel.cpu.bt import mmu
 from cython.cimports.hostel.cpu.bt.cache import (
     MODE_SINGLE,
@@ -95,8 +96,8 @@ from cython.cimports.hostel.cpu.bt.system import (
     init,
     reset,
     sipi,
-    update_mode,
 )
+from cython.cimports.hostel.cpu.bt.transfer import load, save
 from cython.cimports.hostel.cpu.bt.translate import FLAGS_HOST, prepare, translate
 from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_READ,
@@ -514,34 +515,19 @@ class BtVcpu(Vcpu):
         self.c.apic = cython.cast(cython.p_void, apic)
         apic.set_tsc_offset(cython.cast(int64_t, self.c.tsc_offset))
 
-    def load_state(self, state):
-        """Take over an architectural state (``hostel.cpu.state``); the vCPU is not running."""
-        raise NotImplementedError
-        flush_tlb(self.c, False)
+    def load_state(self, state, now: uint64_t = 0):
+        """Take over an architectural state (``hostel.cpu.state``); the vCPU is not running.
+
+        ``now`` is a host TSC reading, the same for all vCPUs of a machine; 0: this moment.
+        """
+        load(self.c, state, now if now else rdtsc())
         self.irq_check = True
+        if self.apic is not None:
+            self.apic.set_tsc_offset(cython.cast(int64_t, self.c.tsc_offset))
 
-    def save_state(self):
+    def save_state(self, now: uint64_t = 0):
         """The architectural state (``hostel.cpu.state``); the vCPU is not running."""
-        raise NotImplementedError
-
-    def poke_boot(self, b):
-        """TEMPORARY: a BootState."""
-        c: cython.pointer(VCpu) = self.c
-        names = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")
-        for i in range(16):
-            c.r[i] = b.registers.get(names[i] if i < 8 else f"r{i}", 0)
-        c.rip = b.rip
-        c.cr0, c.cr3, c.cr4, c.efer = b.cr0, b.cr3, b.cr4, b.efer
-        c.eflags = b.rflags
-        for i in range(6):
-            d = b.cs if i == 1 else b.data
-            c.seg[i].base, c.seg[i].limit, c.seg[i].selector, c.seg[i].attr = d.base, d.limit, d.selector, d.attr
-        d = b.tr
-        c.tr.base, c.tr.limit, c.tr.selector, c.tr.attr = d.base, d.limit, d.selector, d.attr
-        c.gdtr.base, c.gdtr.limit = b.gdt
-        c.idtr.base, c.idtr.limit = b.idt
-        c.cpl = 0
-        update_mode(c)
+        return save(self.c, now if now else rdtsc())
 
     def reset(self):
         """Power-on state again (reboot); the vCPU is not running."""
