@@ -125,9 +125,7 @@ def load(
         entry = vmlinux.entry
         if not any(s.paddr <= entry < s.paddr + s.memsz for s in vmlinux.loads):
             raise BootError(f"kernel {name}: its entry point {entry:#x} isn't inside it")
-        end = vmlinux.end
-        if header:
-            end = max(end, header.pref_address + header.init_size)
+        start, end = vmlinux.loads[0].paddr, vmlinux.end
     else:
         assert header is not None
         start = header.pref_address if header.relocatable_kernel else 0x100000
@@ -152,7 +150,7 @@ def load(
         content = read_file(initrd, "initramfs")
         initramfs.check(content, str(initrd))
         limit = header.initrd_addr_max + 1 if header else 0x80000000
-        address = place_initrd(ram, content, end, min(limit, layout.low_end))
+        address = place_initrd(ram, content, (start, end), min(limit, layout.low_end))
         struct.pack_into("<II", zero_page, 0x218, address, len(content))
     _command_line(ram, zero_page, cmdline, header.cmdline_size if header else DEFAULT_COMMAND_LINE_SIZE)
     struct.pack_into("<Q", zero_page, 0x70, rsdp)

@@ -67,7 +67,8 @@ def load(
     if initrd is not None:
         content = read_file(initrd, "initramfs")
         initramfs.check(content, str(initrd))
-        address = place_initrd(ram, content, image.end, min(0x80000000, layout.low_end))
+        kernel_range = (image.loads[0].paddr, image.end)
+        address = place_initrd(ram, content, kernel_range, min(0x80000000, layout.low_end))
         ram.write(MODULES, struct.pack("<QQQQ", address, len(content), 0, 0))
         modules = 1
     ram.write(MEMORY_MAP, b"".join(struct.pack("<QQII", *entry820, 0) for entry820 in layout.e820))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hostel.base.errors import BootError, MemoryError_
+from hostel.board.memmap import HIGH_MEMORY, PAGE
 from hostel.memory.ram import Ram
 
 
@@ -21,6 +22,7 @@ CODE64 = 0xA09B
 CODE32 = 0xC09B
 DATA32 = 0xC093
 TSS_BUSY = 0x008B
+_ZERO = bytes(PAGE)
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,21 @@ def read_file(path: str | Path, what: str) -> bytes:
     return data
 
 
-def store(ram: Ram, address: int, data: bytes, what: str) -> None:
-    """Write to guest memory; ``BootError`` where there is none."""
+def store(ram: Ram, address: int, data: bytes | memoryview, what: str) -> None:
+    """Write to guest memory; ``BootError`` where there is none.
+
+    Pages of zeros are left out where memory is zero already: a third of a kernel that then costs nothing.
+    """
     try:
-        ram.write(address, data)
+        view = ram.view(address, len(data))
+        start = 0
+        for at in range(0, len(data), PAGE):
+            if bytes(data[at : at + PAGE]) == _ZERO and bytes(view[at : at + PAGE]) == _ZERO:
+                if start < at:
+                    ram.write(address + start, data[start:at])
+                start = at + PAGE
+        if start < len(data):
+            ram.write(address + start, data[start:])
     except MemoryError_:
         mib = -(-(address + len(data)) >> 20)
         raise BootError(
@@ -65,11 +78,15 @@ def store(ram: Ram, address: int, data: bytes, what: str) -> None:
         ) from None
 
 
-def place_initrd(ram: Ram, initrd: bytes, kernel_end: int, highest: int) -> int:
-    """Store the initramfs as high as it may lie below ``highest``; returns its address."""
+def place_initrd(ram: Ram, initrd: bytes, kernel: tuple[int, int], highest: int) -> int:
+    """Store the initramfs as high as it may lie below ``highest``, else below the kernel, which occupies
+    ``(start, end)``; returns its address."""
+    start, end = kernel
     address = (highest - len(initrd)) & ~0xFFF
-    if address < kernel_end:
-        need = (kernel_end + len(initrd) + 0xFFFFF) >> 20
+    if address < end:
+        address = (start - len(initrd)) & ~0xFFF
+    if address < HIGH_MEMORY:
+        need = (end + len(initrd) + 0xFFFFF) >> 20
         raise BootError(
             f"the initramfs ({(len(initrd) + 0xFFFFF) >> 20} MiB) doesn't fit beside the kernel: "
             f"the machine needs at least {need} MiB of memory"
