@@ -569,7 +569,10 @@ class BtVcpu(Vcpu):
         """The slow twin: run one instruction alone, then as ``run_py``."""
         self.single = True
         self.one_step = True
-        return self.run_py()
+        out = self.run_py()
+        self.single = False  # an exception may have come first
+        self.one_step = False
+        return out
 
     def registers(self) -> dict:
         """For people: where it is; exact only while it is not running."""
