@@ -1,5 +1,9 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+cdef extern from * nogil:
+    # 4: acquire and release, which costs nothing on x86
+    void fence "__atomic_thread_fence"(int order)
+
 # A device's answer to port or memory-mapped I/O. Compiled devices override read/write and run without
 # the GIL; devices in plain Python derive from PyRegion and define read_py/write_py.
 cdef class Region:
@@ -21,6 +25,8 @@ cdef class Space:
     cdef list regions
     cdef Window windows[128]
     cdef int count
+    cdef volatile uint32_t changes      # odd while the windows change; who reads them meanwhile looks again
     cdef public uint64_t unclaimed
+    cdef void* find(self, uint64_t address, uint64_t* offset) noexcept nogil
     cdef uint64_t read(self, uint64_t address, int size) noexcept nogil
     cdef void write(self, uint64_t address, int size, uint64_t value) noexcept nogil

@@ -3,13 +3,16 @@
 A ``Space`` holds windows ``[base, base + size)``, each served by one ``Region``. An access that no
 window claims reads as all ones and is dropped on write, as on a PC bus; it is counted.
 Sizes are bytes (1, 2, 4 or 8); offsets are relative to the window.
+
+``map`` and ``unmap`` hold the GIL, so that one thread changes windows at a time; accesses run without it and
+look again where ``changes`` says that the windows moved under them.
 """
 
 import sys
 import traceback
 
 import cython
-from cython.cimports.libc.stdint import uint64_t
+from cython.cimports.libc.stdint import uint32_t, uint64_t
 
 from hostel.base.errors import BusError
 
@@ -76,36 +79,63 @@ class Space:
                 raise BusError(f"{self.name}: {region.name} at {base:#x} overlaps another device")
         if self.count == 128:
             raise BusError(f"{self.name}: too many devices")
-        self.regions.append(region)
+        if not any(region is known for known in self.regions):  # kept for ever: a vCPU may be in it
+            self.regions.append(region)
+        self.changes += 1
+        fence(4)
         self.windows[self.count].base = base
         self.windows[self.count].size = size
         self.windows[self.count].region = cython.cast(cython.p_void, region)
         self.count += 1
+        fence(4)
+        self.changes += 1
 
     def unmap(self, base: uint64_t):
         """Remove the window that starts at ``base`` (PCI BARs move)."""
         i: cython.int
         for i in range(self.count):
             if self.windows[i].base == base:
+                self.changes += 1
+                fence(4)
                 self.count -= 1
                 self.windows[i] = self.windows[self.count]
+                fence(4)
+                self.changes += 1
                 return
 
-    def read(self, address, size):
+    def find(self, address, offset):
+        """The Region behind an address, or NULL. A guest moves BARs while its other vCPUs use other devices."""
         i: cython.int
-        for i in range(self.count):
-            if address - self.windows[i].base < self.windows[i].size:
-                return cython.cast(Region, self.windows[i].region).read(address - self.windows[i].base, size)
+        seen: uint32_t
+        region: cython.p_void
+        while True:
+            seen = self.changes
+            region = cython.NULL
+            fence(4)
+            for i in range(self.count):
+                if address - self.windows[i].base < self.windows[i].size:
+                    region = self.windows[i].region
+                    offset[0] = address - self.windows[i].base
+                    break
+            fence(4)
+            if not seen & 1 and seen == self.changes:
+                return region
+
+    def read(self, address, size):
+        offset: uint64_t = 0
+        region: cython.p_void = self.find(address, cython.address(offset))
+        if region != cython.NULL:
+            return cython.cast(Region, region).read(offset, size)
         self.unclaimed += 1
         return cython.cast(uint64_t, -1)
 
     def write(self, address, size, value):
-        i: cython.int
-        for i in range(self.count):
-            if address - self.windows[i].base < self.windows[i].size:
-                cython.cast(Region, self.windows[i].region).write(address - self.windows[i].base, size, value)
-                return
-        self.unclaimed += 1
+        offset: uint64_t = 0
+        region: cython.p_void = self.find(address, cython.address(offset))
+        if region != cython.NULL:
+            cython.cast(Region, region).write(offset, size, value)
+        else:
+            self.unclaimed += 1
 
     def read_from_python(self, address: uint64_t, size: cython.int) -> int:
         """One access, for tests and tools."""
