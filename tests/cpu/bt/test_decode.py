@@ -156,6 +156,11 @@ TEXTS = """
 8 c4 c1 79 7e c0           vmovd r8d, xmm0
 8 c4 e1 f9 7e c0           vmovq rax, xmm0
 4 c4 e1 f9 7e c0           vmovd eax, xmm0
+4 c4 e3 f9 22 10 a1        vpinsrd xmm2, xmm0, dword ptr [eax], 0xa1
+4 c4 e3 71 4a c2 d0        vblendvps xmm0, xmm1, xmm2, xmm5
+2 66 0f ef c1              pxor xmm0, xmm1
+2 66 98                    cwde
+2 98                       cbw
 8 8f e8 78 c2 ec 0e        (bad)
 8 0f 0b                    ud2
 8 d9 74 24 80              fnstenv [rsp - 0x80]
@@ -192,6 +197,7 @@ def test_segments() -> None:
     assert segment("268b4500", 8) == C["SS"]  # ES means nothing in 64-bit mode
     assert segment("268b4500", 4) == C["ES"]
     assert segment("658b4500", 8) == C["GS"]
+    assert decode_py(bytes.fromhex("c4e3714ac2d0"), 0, 4)["imm"] == 0x50  # is4: no register above 7
     assert segment("8b4600", 2) == segment("8b02", 2) == C["SS"]  # [bp], [bp+si]
     assert segment("8b0600", 2) == C["DS"]
 

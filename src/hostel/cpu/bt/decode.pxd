@@ -28,6 +28,7 @@ cdef enum:               # Form.imm
     IMM_KWB = 6
     IMM_OFFSET = 7
     IMM_FAR = 8
+    IMM_IS4 = 9          # a register in the upper four bits; its upper half doesn't exist outside 64-bit mode
 
 cdef enum:               # Form.flags
     FORM_NARROW = 1      # the next row is this one at operand size 2

@@ -317,10 +317,10 @@ def decode(insn, code, available, pc, mode):
             insn.imm = cython.cast(uint64_t, cython.cast(int64_t, cython.cast(int8_t, code[i])))
             insn.imm_size = 1
             i += 1
-        elif n == IMM_KB:
+        elif n == IMM_KB or n == IMM_IS4:
             if i >= limit:
                 return _short(available)
-            insn.imm = code[i]
+            insn.imm = code[i] & 0x7F if n == IMM_IS4 and mode != 8 else code[i]
             insn.imm_size = 1
             i += 1
         elif n == IMM_IZ or n == IMM_IV:
@@ -379,7 +379,7 @@ def decode(insn, code, available, pc, mode):
 # ---- the arrays, filled at import
 _RULES = {"v": RULE_V, "y": RULE_Y, "z": RULE_Z, "d64": RULE_D64, "f64": RULE_F64, "n": RULE_N}
 _IMM = {"": IMM_NONE, "Ib": IMM_IB, "Jb": IMM_IB, "Iz": IMM_IZ, "Jz": IMM_IZ, "Iv": IMM_IV, "Kb": IMM_KB, "Kw": IMM_KW,
-        "Kwb": IMM_KWB, "Lx": IMM_KB, "Ob": IMM_OFFSET, "Ov": IMM_OFFSET, "Ap": IMM_FAR}  # fmt: skip
+        "Kwb": IMM_KWB, "Lx": IMM_IS4, "Ob": IMM_OFFSET, "Ov": IMM_OFFSET, "Ap": IMM_FAR}  # fmt: skip
 
 
 @cython.cfunc
