@@ -36,6 +36,10 @@ cdef enum:                       # Site.kind: why translated code left
     SK_STEP = 8                  # the one instruction is done; next is pc
     SK_STEP_S1 = 9
 
+cdef enum:                       # Site.extra of SK_MEM
+    SITE_ATOMIC = 1              # the access is locked
+    SITE_STRING = 2              # what follows may write up to the page's end
+
 cdef struct Site:
     uint64_t pc
     uint32_t host                # offset in the code memory

@@ -28,6 +28,8 @@ from cython.cimports.hostel.cpu.bt.cache import (
     SK_RAISE,
     SK_STEP,
     SK_STEP_S1,
+    SITE_ATOMIC,
+    SITE_STRING,
     SK_SYS,
     Block,
     Cache,
@@ -709,6 +711,7 @@ class BtVcpu(Vcpu):
                 return True
         if self.irq_check and c.apic:
             vector = cython.cast(InterruptController, c.apic).pending()
+            c.irq_wait = vector >= 0 and not c.eflags & FL_IF
             if vector < 0:
                 self.irq_check = False
             elif c.eflags & FL_IF:
@@ -945,7 +948,7 @@ class BtVcpu(Vcpu):
                 c.host_pc = cython.cast(uint64_t, m.code + s.host)
                 return GO_RESUME
             slot = find_slot(c, gpa)
-            if slot != cython.NULL and not slot.readonly:
+            if slot != cython.NULL and not slot.readonly and not s.extra & SITE_STRING:
                 # a page with translations: drop those that it overwrites, then let it write
                 c.n_smc += 1
                 if slot.code[(gpa - slot.gpa) >> 12] and invalidate(m, c, gpa, s.size) and b.dead and not alone:
@@ -956,7 +959,7 @@ class BtVcpu(Vcpu):
                 return GO_RESUME
             devices = slot == cython.NULL
         if (devices or s.access != ACCESS_READ) and not alone:
-            if s.extra and m.n_vcpus > 1 and not self.held:
+            if s.extra & SITE_ATOMIC and m.n_vcpus > 1 and not self.held:
                 # an atomic access that the host can't make atomic: nobody else runs meanwhile
                 pthread_mutex_lock(cython.address(m.lock))
                 stop_world(m, c)

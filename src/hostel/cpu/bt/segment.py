@@ -31,6 +31,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_NOFPU,
     MODE_NOSSE,
     MODE_PE,
+    MODE_RING12,
     MODE_SS32,
     MODE_TF,
     MODE_TSD,
@@ -82,8 +83,10 @@ def update_mode(c):
         mode = MODE_USER
         if c.cr4 & CR4_TSD:
             mode |= MODE_TSD
-    elif not c.cr4 & CR4_SMAP or c.eflags & FL_AC:
-        mode = MODE_AC
+    elif c.cpl:
+        mode = MODE_RING12
+    if c.cpl != 3 and (not c.cr4 & CR4_SMAP or c.eflags & FL_AC):
+        mode |= MODE_AC
     if c.efer & EFER_LMA:
         mode |= MODE_LONG
         if cs.attr & SEG_L:
@@ -117,7 +120,7 @@ def update_mode(c):
 
 
 def raise_selector(c, vector, selector):
-    raise_error(c, vector, selector & 0xFFFD)
+    raise_error(c, vector, selector)
     return -1
 
 

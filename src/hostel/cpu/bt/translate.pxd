@@ -28,6 +28,7 @@ cdef struct Address:
 cdef enum:
     COLD_MEM = 1                 # an access that missed
     COLD_EXIT = 2                # a direct jump that isn't linked
+    COLD_SITE = 4                # anything that leaves at `site`
     COLD_CROSS = 3               # a direct jump to another page, from a conditional branch
 
 cdef struct Cold:                # code to be emitted behind the block
@@ -57,6 +58,13 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t jump_cache[3]
     uint32_t tsc_offset
     uint32_t tsc_aux
+    uint32_t eflags
+    uint32_t mode
+    uint32_t cr4
+    uint32_t table_mode[3]
+    uint32_t irq_wait
+    uint32_t selector[6]
+    uint32_t kernel_gs_base
 
 cdef struct Translation:         # one block in the making
     Code e

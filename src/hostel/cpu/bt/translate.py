@@ -23,6 +23,8 @@ read faults. The site that belongs to the faulting host instruction tells where 
 import cython
 from cython.cimports.hostel.cpu.bt.cache import (
     MODE_SINGLE,
+    SITE_ATOMIC,
+    SITE_STRING,
     SK_FAULT,
     SK_LINK,
     SK_MEM,
@@ -42,6 +44,8 @@ from cython.cimports.hostel.cpu.bt.cache import (
 from cython.cimports.hostel.cpu.bt.decode import decode, table
 from cython.cimports.hostel.cpu.bt.emit import (
     CC_A,
+    CC_B,
+    CC_E,
     CC_NE,
     S1,
     S2,
@@ -123,11 +127,19 @@ from cython.cimports.hostel.cpu.bt.insn import (
     O_X87,
     P_LOCK,
     P_REP,
+    P_REPNE,
     P_REX,
     P_VEX,
     REG_NONE,
     REG_RIP,
     S_CALL_FAR,
+    S_CLAC,
+    S_CLI,
+    S_MOV_FROM_SEG,
+    S_PUSHF,
+    S_STAC,
+    S_STI,
+    S_SWAPGS,
     S_CALL_FAR_MEM,
     S_HLT,
     S_INT,
@@ -161,11 +173,13 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_AC,
     MODE_CODE32,
     MODE_CODE64,
+    MODE_DF,
     MODE_FLAT,
     MODE_NOAVX,
     MODE_NOFPU,
     MODE_NOSSE,
     MODE_PE,
+    MODE_RING12,
     MODE_SS32,
     MODE_TF,
     MODE_TSD,
@@ -218,6 +232,15 @@ def prepare(m, c):
     off.fx = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.fx[0])) - base)
     off.tsc_offset = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.tsc_offset)) - base)
     off.tsc_aux = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_tsc_aux)) - base)
+    off.eflags = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.eflags)) - base)
+    off.mode = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.mode)) - base)
+    off.cr4 = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cr4)) - base)
+    off.irq_wait = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.irq_wait)) - base)
+    off.kernel_gs_base = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_kernel_gs_base)) - base)
+    for i in range(3):
+        off.table_mode[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.table_mode[i])) - base)
+    for i in range(6):
+        off.selector[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.seg[i].selector)) - base)
     _avx = feature_present(8)  # FE_AVX
     e: Code
     e.p = m.free
@@ -422,14 +445,56 @@ def _liveness(t: cython.pointer(Translation)) -> cython.void:
     while i >= 0:
         info: cython.pointer(OpInfo) = cython.address(table[t.insns[i].op])
         _flag_effect(cython.address(t.insns[i]), cython.address(kill), cython.address(mod))
-        if info.kind == K_JCC or info.kind == K_LOOP or info.kind == K_UD or info.kind == K_STRING:
+        if info.kind == K_JCC or info.kind == K_LOOP or info.kind == K_UD:
             live = F_ALL
+        elif info.kind == K_STRING:
+            if not _inline_string(t, cython.address(t.insns[i])):
+                live = F_ALL
+            elif _compares(t.insns[i].opcode):
+                live = 0
         elif info.kind == K_SYSTEM or info.kind == K_PUSHPOPF or info.kind == K_STICLI:
-            live = F_ALL
+            if not _keeps_flags(t, cython.address(t.insns[i])):
+                live = F_ALL
         else:
             live = (live & ~kill) | info.flags_read
         t.live[i] = cython.cast(uint16_t, live)
         i -= 1
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _keeps_flags(t: cython.pointer(Translation), insn: cython.pointer(Insn)) -> cython.bint:
+    """Monitor's instructions that _gen_kernel puts inline without looking at the flags."""
+    what: cython.int = table[insn.op].system
+    if t.single or not t.code64:
+        return False
+    if what == S_MOV_FROM_SEG:
+        return insn.mod == 3
+    return (what == S_CLI or what == S_SWAPGS) and not t.mode & (MODE_USER | MODE_RING12)
+
+
+# ---------------------------------------------------------------- string instructions: which run inline
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _compares(opcode: cython.int) -> cython.bint:
+    """CMPS or SCAS."""
+    return (opcode & 0xFE) == 0xA6 or (opcode & 0xFE) == 0xAE
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _inline_string(t: cython.pointer(Translation), insn: cython.pointer(Insn)) -> cython.bint:
+    if t.single or not t.code64 or insn.addrsize != 8:
+        return False
+    if not insn.prefixes & (P_REP | P_REPNE):
+        return True
+    which: cython.int = insn.opcode & 0xFE
+    return (which == 0xA4 or which == 0xAA) and not t.mode & MODE_DF
 
 
 # ---------------------------------------------------------------- addresses and the TLB
@@ -533,9 +598,9 @@ def _guest_reg_to(e: cython.pointer(Code), r: cython.int, host: cython.int) -> c
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def _atomic(insn: cython.pointer(Insn)) -> cython.bint:
-    """LOCK, or XCHG with memory, which is locked by itself."""
-    return (insn.prefixes & P_LOCK) != 0 or (insn.opmap == 0 and (insn.opcode & 0xFE) == 0x86 and not insn.prefixes & P_VEX)
+def _atomic(insn: cython.pointer(Insn)) -> cython.int:
+    """SITE_ATOMIC for LOCK, or XCHG with memory, which is locked by itself."""
+    return SITE_ATOMIC * (insn.prefixes & P_LOCK) != 0 or (insn.opmap == 0 and (insn.opcode & 0xFE) == 0x86 and not insn.prefixes & P_VEX)
 
 
 @cython.cfunc
@@ -665,6 +730,9 @@ def _cold_code(t: cython.pointer(Translation)) -> cython.void:
         if c.kind == COLD_MEM:
             t.flags = FLAGS_MEM
             _address_to_s1(t, cython.address(c.address))
+            _leave(t, c.site)
+        elif c.kind == COLD_SITE:
+            t.flags = FLAGS_MEM
             _leave(t, c.site)
         elif c.kind == COLD_EXIT:
             t.flags = c.flags
@@ -1093,18 +1161,237 @@ def _gen_bt(t: cython.pointer(Translation), i: cython.int) -> cython.void:
 @cython.exceptval(check=False)
 def _gen_monitor(t: cython.pointer(Translation), i: cython.int) -> cython.void:
     """Leave for the monitor to run the instruction, and go on behind it if that is possible."""
-    insn: cython.pointer(Insn) = cython.address(t.insns[i])
-    e: cython.pointer(Code) = cython.address(t.e)
-    site: uint32_t = add_site(t.m, SK_SYS, insn.pc, t.block)
-    t.m.pool[t.m.n_pool] = insn[0]
-    t.m.sites[site].extra = t.m.n_pool
-    t.m.n_pool += 1
+    site: uint32_t = _monitor_site(t, i)
     _leave(t, site)
     t.flags = FLAGS_MEM
-    if _ends(cython.address(table[insn.op])):
+    if _ends(cython.address(table[t.insns[i].op])):
         t.done = True
     else:
+        t.m.sites[site].host = cython.cast(uint32_t, t.e.p - t.m.code)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _monitor_site(t: cython.pointer(Translation), i: cython.int) -> uint32_t:
+    """A site at which the monitor runs instruction i; where it goes on is up to the caller."""
+    site: uint32_t = add_site(t.m, SK_SYS, t.insns[i].pc, t.block)
+    t.m.pool[t.m.n_pool] = t.insns[i]
+    t.m.sites[site].extra = t.m.n_pool
+    t.m.n_pool += 1
+    return site
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _cold_site(t: cython.pointer(Translation), cc: cython.int, site: uint32_t) -> cython.void:
+    """If cc: leave at the site. The guest's flags are put away."""
+    c: cython.pointer(Cold) = cython.address(t.cold[t.n_cold])
+    t.n_cold += 1
+    c.kind = COLD_SITE
+    c.hole = jcc_hole(cython.address(t.e), cc)
+    c.site = site
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _string_access(t: cython.pointer(Translation), i: cython.int, reg: cython.int, seg: cython.int, size: cython.int, access: cython.int) -> cython.void:
+    a: Address
+    _stack_address(t, 0, cython.address(a))
+    a.base = cython.cast(uint8_t, reg)
+    a.seg = cython.cast(uint8_t, seg)
+    _access(t, i, cython.address(a), size, access)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _string_room(t: cython.pointer(Translation), shift: cython.int, site: uint32_t) -> cython.void:
+    """Leave at the site unless rcx elements at s1 end in its page."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    mov_rr(e, S2, S1)
+    op_ri(e, 8, 1, S2, -4096)  # or
+    op_rr(e, 8, 0xF7, 3, S2)  # neg: bytes up to the page's end
+    if shift:
+        shift_ri(e, 4, 5, S2, shift)
+    op_rr(e, 8, 0x39, 1, S2)  # cmp s2, rcx
+    _cold_site(t, CC_B, site)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _gen_string(t: cython.pointer(Translation), i: cython.int) -> cython.void:
+    """Single elements, and repeated moves and stores within a page: as the host's own instruction."""
+    insn: cython.pointer(Insn) = cython.address(t.insns[i])
+    e: cython.pointer(Code) = cython.address(t.e)
+    which: cython.int = insn.opcode & 0xFE
+    size: cython.int = insn.opsize if insn.opcode & 1 else 1
+    shift: cython.int = 3 if size == 8 else 2 if size == 4 else 1 if size == 2 else 0
+    step: cython.int = -size if t.mode & MODE_DF else size
+    op: cython.int = insn.opcode & 1
+    site: uint32_t
+    done: cython.pointer(uint8_t)
+    first: cython.int = t.n_cold
+    if not insn.prefixes & (P_REP | P_REPNE):
+        if which == 0xA4 or which == 0xA6 or which == 0xAC:
+            _string_access(t, i, 6, insn.seg, size, ACCESS_READ)
+            if which == 0xAC:
+                op_mem(e, 0, size, 0x8A | op, 0, S1)
+            else:
+                op_mem(e, 0, size, 0x8A | op, S2, S1)
+                gs_store(e, off.scratch + 16, S2)
+        if which == 0xA4:
+            _string_access(t, i, 7, ES, size, ACCESS_WRITE)
+            gs_load(e, S2, off.scratch + 16)
+            op_mem(e, 0, size, 0x88 | op, S2, S1)
+        elif which == 0xAA:
+            _string_access(t, i, 7, ES, size, ACCESS_WRITE)
+            op_mem(e, 0, size, 0x88 | op, 0, S1)
+        elif which == 0xA6:
+            _string_access(t, i, 7, ES, size, ACCESS_READ)
+            gs_load(e, S2, off.scratch + 16)
+            op_mem(e, 0, size, 0x3A | op, S2, S1)
+            t.flags = FLAGS_HOST
+        elif which == 0xAE:
+            _string_access(t, i, 7, ES, size, ACCESS_READ)
+            op_mem(e, 0, size, 0x3A | op, 0, S1)
+            t.flags = FLAGS_HOST
+        if which != 0xAA and which != 0xAE:
+            lea(e, 8, 6, 6, REG_NONE, 0, step)
+        if which != 0xAC:
+            lea(e, 8, 7, 7, REG_NONE, 0, step)
+        return
+    site = _monitor_site(t, i)
+    _clobber(t, t.live[i])
+    op_rr(e, 8, 0x85, 1, 1)  # test rcx, rcx
+    done = jcc_hole(e, CC_E)
+    if which == 0xA4:
+        _string_access(t, i, 6, insn.seg, size, ACCESS_READ)
+        _string_room(t, shift, site)
+        gs_store(e, off.scratch + 16, S1)
+    _string_access(t, i, 7, ES, size, ACCESS_WRITE)
+    _string_room(t, shift, site)
+    while first < t.n_cold:  # the accesses' sites: more is written than they say
+        if t.cold[first].kind == COLD_MEM:
+            t.m.sites[t.cold[first].site].extra |= SITE_STRING
+        first += 1
+    mov_rr(e, S2, 1)
+    gs_store(e, off.scratch + 24, 7)
+    if which == 0xA4:
+        gs_store(e, off.scratch + 32, 6)
+        gs_load(e, 6, off.scratch + 16)
+    mov_rr(e, 7, S1)
+    e1(e, 0xF3)
+    if size == 2:
+        e1(e, 0x66)
+    elif size == 8:
+        e1(e, 0x48)
+    e1(e, which | op)
+    gs_load(e, 7, off.scratch + 24)
+    lea(e, 8, 7, 7, S2, shift, 0)
+    if which == 0xA4:
+        gs_load(e, 6, off.scratch + 32)
+        lea(e, 8, 6, 6, S2, shift, 0)
+    fill_hole(done, e.p)
+    t.m.sites[site].host = cython.cast(uint32_t, e.p - t.m.code)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _gen_pushf(t: cython.pointer(Translation), i: cython.int) -> cython.void:
+    """PUSHFQ: the flags that were put away (ah: SZAPC, al: O) joined with the others; RF and VM read as 0."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    a: Address
+    _clobber(t, F_ALL)
+    gs_op(e, 4, 0x1B6, S2, off.flags_saved + 1)
+    op_ri(e, 4, 4, S2, 0xD5)
+    gs_op(e, 4, 0x1B6, S1, off.flags_saved)
+    shift_ri(e, 4, 4, S1, 11)
+    op_rr(e, 4, 0x09, S1, S2)
+    gs_op(e, 4, 0x8B, S1, off.eflags)
+    op_ri(e, 4, 4, S1, ~(F_ALL | 0x30000))
+    op_rr(e, 4, 0x09, S1, S2)
+    gs_store(e, off.scratch + 16, S2)
+    _stack_address(t, -8, cython.address(a))
+    _access(t, i, cython.address(a), 8, ACCESS_WRITE)
+    gs_load(e, S2, off.scratch + 16)
+    op_mem(e, 0, 8, 0x89, S2, S1)
+    lea(e, 8, 4, 4, REG_NONE, 0, -8)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _gs_imm(e: cython.pointer(Code), opcode: cython.int, digit: cython.int, offset: uint32_t, imm: uint32_t) -> cython.void:
+    gs_op(e, 4, opcode, digit, offset)
+    e4(e, imm)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _gen_kernel(t: cython.pointer(Translation), i: cython.int) -> cython.bint:
+    """What 64-bit kernels do all the time, inline; False: not one of these, or not here."""
+    insn: cython.pointer(Insn) = cython.address(t.insns[i])
+    e: cython.pointer(Code) = cython.address(t.e)
+    what: cython.int = table[insn.op].system
+    mode: uint32_t
+    other: cython.int
+    site: uint32_t
+    next_pc: uint64_t
+    if t.single or not t.code64:
+        return False
+    if what == S_PUSHF and insn.opsize == 8:
+        _gen_pushf(t, i)
+        return True
+    if what == S_MOV_FROM_SEG and insn.mod == 3:
+        gs_op(e, 4, 0x1B7, S1, off.selector[insn.reg])
+        _write_reg(e, insn.opsize, insn.rm, S1)
+        return True
+    if t.mode & (MODE_USER | MODE_RING12):
+        return False
+    if what == S_CLI:
+        _clobber(t, t.live[i])
+        _gs_imm(e, 0x81, 4, off.eflags, ~0x200)
+        return True
+    if what == S_STI:
+        # with an interrupt waiting the monitor does it, which knows of the instruction's shadow
+        site = _monitor_site(t, i)
+        _clobber(t, F_ALL)
+        _gs_imm(e, 0x81, 7, off.irq_wait, 0)
+        _cold_site(t, CC_NE, site)
+        _gs_imm(e, 0x81, 1, off.eflags, 0x200)
         t.m.sites[site].host = cython.cast(uint32_t, e.p - t.m.code)
+        return True
+    if what == S_SWAPGS:
+        gs_load(e, S1, off.seg_base[GS])
+        gs_load(e, S2, off.kernel_gs_base)
+        gs_store(e, off.kernel_gs_base, S1)
+        gs_store(e, off.seg_base[GS], S2)
+        return True
+    if (what == S_STAC and not t.mode & MODE_AC) or (what == S_CLAC and t.mode & MODE_AC):
+        # the mode changes, so the rest is another block's: found in the other table's jump cache, if that is of this mode
+        mode = t.mode ^ MODE_AC
+        other = TLB_KERNEL_AC if what == S_STAC else TLB_KERNEL
+        next_pc = insn.pc + insn.length
+        site = _monitor_site(t, i)
+        _clobber(t, F_ALL)
+        if what == S_CLAC:  # without SMAP the kernel may always touch users' pages
+            _gs_imm(e, 0xF7, 0, off.cr4, 1 << 21)
+            _cold_site(t, CC_E, site)
+        _gs_imm(e, 0x81, 7, off.table_mode[other], mode)
+        _cold_site(t, CC_NE, site)
+        _gs_imm(e, 0x81, 1 if what == S_STAC else 4, off.eflags, 0x40000 if what == S_STAC else ~0x40000)
+        gs_store_imm32(e, off.mode, mode)
+        mov_ri(e, S1, next_pc)
+        gs_op(e, 4, 0xFF, 4, off.jump_cache[other] + 8 * jump_hash(next_pc))
+        t.done = True
+        return True
+    return False
 
 
 @cython.cfunc
@@ -1230,7 +1517,9 @@ def _gen(t: cython.pointer(Translation), i: cython.int) -> cython.void:
         mov_rr32(e, 0, 0)
         if insn.opcode == 0x01:  # rdtscp
             gs_op(e, 4, 0x8B, 1, off.tsc_aux)
-    else:
+    elif kind == K_STRING and _inline_string(t, insn):
+        _gen_string(t, i)
+    elif not _gen_kernel(t, i):
         _gen_monitor(t, i)
 
 

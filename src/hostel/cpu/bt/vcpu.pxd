@@ -76,6 +76,7 @@ cdef enum:
     MODE_LONG = 2048          # EFER.LMA
     MODE_TSD = 4096           # CR4.TSD and CPL 3: rdtsc raises #GP
     MODE_PE = 8192            # CR0.PE
+    MODE_RING12 = 0x10000     # CPL 1 or 2: neither a kernel's nor a program's fast paths
 
 cdef struct Segment:
     uint64_t base
@@ -213,6 +214,7 @@ cdef struct VCpu:
     uint64_t giant_pages[64]                 # bit (1 GiB region & 4095): the same for pages of 1 GiB
     # -- run.py's own
     uint64_t n_monitor[128]                  # instructions that the monitor ran, by OpInfo.system; 0: strings
+    uint32_t irq_wait                        # 1: an interrupt waits for IF, so that STI must come to the monitor
     volatile int in_guest                    # 1 while translated code runs: see cache.stop_world
     uint32_t table_mode[TLB_COUNT]           # the mode that each jump cache was filled under
     uint8_t stage[1280]                      # a whole access that must go piecewise, at the alignment of its address
