@@ -444,9 +444,10 @@ def _store_masked(
                 return -1
             if lookup(c, linear, ACCESS_WRITE, table, cython.address(host), cython.address(gpa)) != 0:
                 return -1
-            linear += size - 1
-            if lookup(c, linear, ACCESS_WRITE, table, cython.address(host), cython.address(gpa)) != 0:
-                return -1
+            if (linear & 0xFFF) + size > 4096:
+                linear = (linear | 0xFFF) + 1
+                if lookup(c, linear, ACCESS_WRITE, table, cython.address(host), cython.address(gpa)) != 0:
+                    return -1
         i += size
     i = 0
     while i < n:

@@ -349,6 +349,8 @@ def deliver_exception(c):
             return SYS_SHUTDOWN
         if (severity == 1 and second == 1) or (severity == 2 and second):
             c.n_exception[X_DF] += 1
+            if c.exc_vector == X_PF:
+                c.cr2 = c.exc_cr2  # the second address is what a double-fault handler sees
             vector = X_DF
             has_error = True
             error = 0

@@ -259,9 +259,10 @@ def _port_io(c: cython.pointer(VCpu), insn: cython.pointer(cython.const[Insn]), 
         return FAULT
     if lookup(c, linear, ACCESS_WRITE, current_table(c), cython.address(host), cython.address(gpa)) != 0:
         return FAULT
-    linear += size - 1
-    if lookup(c, linear, ACCESS_WRITE, current_table(c), cython.address(host), cython.address(gpa)) != 0:
-        return FAULT
+    if (linear & 0xFFF) + size > 4096:
+        linear = (linear | 0xFFF) + 1
+        if lookup(c, linear, ACCESS_WRITE, current_table(c), cython.address(host), cython.address(gpa)) != 0:
+            return FAULT
     c.io_kind = 2
     return _exit_pio(c, port, size, False, 0)
 
@@ -493,8 +494,8 @@ def _table_register(c: cython.pointer(VCpu), insn: cython.pointer(cython.const[I
         return FAULT
     memcpy(cython.address(limit), raw, 2)
     memcpy(cython.address(base), cython.address(raw[2]), size)
-    if size == 4 and insn.opsize == 2:
-        base &= 0xFFFFFF
+    if size == 4 and (insn.code == 2) != ((insn.prefixes & P_OPSIZE) != 0):
+        base &= 0xFFFFFF  # 16-bit operand size
     if not canonical(base):
         return _gp(c)
     if what == S_LGDT:
