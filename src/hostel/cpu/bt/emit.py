@@ -261,7 +261,8 @@ def native(e, insn, info, reg, rm, vvvv, memory):
             elif insn.opmap == 3:
                 e1(e, 0x3A)
     if insn.has_modrm:
-        e1(e, insn.opcode)
+        # 82 is 80's alias in 32-bit code and undefined in ours
+        e1(e, 0x80 if insn.opcode == 0x82 and insn.opmap == 0 and not insn.prefixes & P_VEX else insn.opcode)
         e1(e, modrm)
     elif info.flags & O_OPREG:
         e1(e, (insn.opcode & 0xF8) | (rm & 7))
