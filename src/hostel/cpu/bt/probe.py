@@ -271,6 +271,23 @@ class Probe:
             return 1
         return system.execute(self.c, cython.address(insn))
 
+    def time_execute(self, code: bytes, count: cython.int) -> float:
+        """Nanoseconds of ``code`` run in the monitor, again and again from the same registers."""
+        insn = cython.declare(Insn)
+        mode: cython.int = 8 if self.c.mode & MODE_CODE64 else 4 if self.c.mode & MODE_CODE32 else 2
+        padded: bytes = code + bytes(15)
+        raw: cython.p_char = padded
+        decode(cython.address(insn), cython.cast(cython.pointer(uint8_t), raw), len(padded), self.c.rip, mode)
+        saved = cython.declare(uint64_t[17])
+        i: cython.int
+        memcpy(saved, self.c.r, 136)
+        t = now_ns()
+        with cython.nogil:
+            for i in range(count):
+                memcpy(self.c.r, saved, 136)
+                system.execute(self.c, cython.address(insn))
+        return (now_ns() - t) / count
+
     def finish_io(self, data: uint64_t) -> int:
         self.c.io.data = data
         return system.finish_io(self.c)
@@ -291,6 +308,18 @@ class Probe:
 
     def deliver(self) -> int:
         return system.deliver_exception(self.c)
+
+    def time_fault(self, vector: cython.int, count: cython.int) -> float:
+        """Nanoseconds of the delivery of an exception."""
+        i: cython.int
+        sp: uint64_t = self.c.r[4]
+        t = now_ns()
+        with cython.nogil:
+            for i in range(count):
+                self.c.r[4] = sp
+                mmu.raise_error(self.c, vector, 0)
+                system.deliver_exception(self.c)
+        return (now_ns() - t) / count
 
     def interrupt(self, vector: cython.int) -> int:
         return system.deliver_interrupt(self.c, vector)

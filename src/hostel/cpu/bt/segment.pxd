@@ -16,7 +16,7 @@ cdef int load_segment(VCpu* c, int seg, uint16_t selector) noexcept nogil       
 cdef int load_ldt(VCpu* c, uint16_t selector) noexcept nogil
 cdef int load_task(VCpu* c, uint16_t selector) noexcept nogil
 # Load CS for a transfer to privilege `cpl` (the selector's RPL is replaced), and rip, after the check of rip
-# against the segment. The descriptor has been checked, but for L with D.
+# against the segment. The descriptor has been checked, but for L with D. update_mode is the caller's.
 cdef int enter_code(VCpu* c, uint16_t selector, uint64_t descriptor, int cpl, uint64_t rip) noexcept nogil
 cdef int check_rip(VCpu* c, uint64_t descriptor, uint64_t rip) noexcept nogil
 # SS for an inner stack, from the TSS (legacy): vector #TS

@@ -302,6 +302,8 @@ def set_sp(c, sp):
 def pop_values(c, offset, values, count, size):
     raw = cython.declare(uint8_t[64])
     i: cython.int
+    if size == 8:
+        return read_segment(c, SS, c.r[4] + offset, values, count * 8)  # in 64-bit code only
     if read_segment(c, SS, (c.r[4] + offset) & stack_mask(c), raw, count * size) != 0:
         return -1
     for i in range(count):
@@ -317,8 +319,11 @@ def push_frame(c, ss, flat64, cpl, sp, values, count, size, error):
     linear: uint64_t
     offset: uint64_t
     table: cython.int = table_for(c, cpl)
-    for i in range(count):
-        memcpy(cython.address(raw[i * size]), cython.address(values[i]), size)
+    data: cython.p_const_void = values
+    if size != 8:
+        data = raw
+        for i in range(count):
+            memcpy(cython.address(raw[i * size]), cython.address(values[i]), size)
     if flat64:
         offset = sp[0] - total
         if not canonical(offset) or not canonical(offset + total - 1):
@@ -338,7 +343,7 @@ def push_frame(c, ss, flat64, cpl, sp, values, count, size, error):
         elif offset + total - 1 > ss.limit:
             return raise_selector(c, X_SS, error)
         linear = (ss.base + offset) & M32
-    return write_table(c, linear, raw, total, table)
+    return write_table(c, linear, data, total, table)
 
 
 def inner_stack64(c, offset, ext, sp):
@@ -412,7 +417,6 @@ def enter_code(c, selector, descriptor, cpl, rip):
     )
     c.cpl = cython.cast(uint8_t, cpl)
     c.rip = rip
-    update_mode(c)
     return 0
 
 
@@ -568,12 +572,18 @@ def jump_far(c, selector, offset, opsize):
     if attr & SEG_S:
         if _direct(c, selector, attr) != 0:
             return -1
-        return enter_code(c, selector, d, c.cpl, offset)
+        if enter_code(c, selector, d, c.cpl, offset) != 0:
+            return -1
+        update_mode(c)
+        return 0
     if _gate(c, selector, d, cython.address(target), cython.address(offset), cython.address(d)) != 0:
         return -1
     if not (d >> 42) & 1 and ((d >> 45) & 3) != c.cpl:
         return raise_selector(c, X_GP, target & 0xFFFC)
-    return enter_code(c, target, d, c.cpl, offset)
+    if enter_code(c, target, d, c.cpl, offset) != 0:
+        return -1
+    update_mode(c)
+    return 0
 
 
 def call_far(c, selector, offset, opsize, next):
@@ -681,6 +691,7 @@ def return_far(c, opsize, drop):
     if rpl == c.cpl:
         if enter_code(c, selector, d, rpl, values[0]) != 0:
             return -1
+        update_mode(c)
         set_sp(c, sp + 2 * opsize + drop)
         return 0
     to64 = c.efer & EFER_LMA and (d >> 53) & 1
@@ -691,10 +702,9 @@ def return_far(c, opsize, drop):
     if enter_code(c, selector, d, rpl, values[0]) != 0:
         return -1
     c.seg[SS] = ss
-    update_mode(c)
-    set_sp(c, outer[0] + drop)
     drop_inner_segments(c)
     update_mode(c)
+    set_sp(c, outer[0] + drop)
     return 0
 
 
