@@ -934,7 +934,7 @@ def start_shell() -> int:
         syscall(IOCTL, console, TIOCSWINSZ, winsize(console_size))
     term = parameter(text("hostel.term="))
     if not term or length(term) > 60:
-        term = text("vt100")
+        term = text("xterm")
     append(append(TERM, text("TERM=")), term)
     store64(ENVP, text("HOME=/root"))
     store64(ENVP + 8, text("PATH=/bin"))

@@ -31,13 +31,12 @@ BOOT_MODULES = {
     "1af41003 1af41043": ["virtio_pci", "virtio_console"],
     "1af41005 1af41044": ["virtio_pci", "virtio_rng"],
     "1af41002 1af41045": ["virtio_pci", "virtio_balloon"],
-    "1af41004 1af41048": ["virtio_pci", "virtio_scsi"],
     "1af41053": ["virtio_pci", "vmw_vsock_virtio_transport"],
     "1af4105a": ["virtio_pci", "virtiofs"],
 }
 # Left to modprobe; the second row where the kernel has them.
 MORE_MODULES = "virtio_mmio overlay squashfs fuse".split()
-OPTIONAL_MODULES = "af_packet virtio_mem virtio_pmem crc32c_intel crc32_pclmul libcrc32c loop tun".split()
+OPTIONAL_MODULES = "af_packet crc32c_intel crc32_pclmul libcrc32c loop".split()
 
 # "loglevel=7" after it shows the kernel's messages again. The ciphers' self-tests would be a fifth of the boot.
 CMDLINE = "console=ttyS0,115200 quiet cryptomgr.notests"
