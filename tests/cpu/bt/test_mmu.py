@@ -1,5 +1,6 @@
 """Page walks, the software TLB and linear memory (SDM vol. 3, chapter 4)."""
 
+import random
 import struct
 
 import pytest
@@ -459,3 +460,77 @@ def test_system_accesses_are_supervisor_accesses(s):
     s.p["cpl"] = 3
     assert s.p.read(VA, 8, True) == bytes.fromhex("8877665544332211")
     assert s.p.read(VA, 8, False) == (PF, E_P | E_U, VA)
+
+
+# ---- random tables against a model of SDM vol. 3, 4.5 to 4.7
+
+
+def model(s, va, access, table):
+    """``(gpa, size, attr)`` or a page fault's tuple, from the manual's text rather than from our code."""
+    p, ram = s.p, s.ram
+    cr0, cr4, efer = p["cr0"], p["cr4"], p["efer"]
+    nxe, write, fetch = bool(efer & NXE), access != READ and access != EXEC, access == EXEC
+    error = (E_W if write else 0) | (E_U if table == USER else 0)
+    error |= E_I if fetch and (nxe or cr4 & CR4_SMEP) else 0
+    entries, base = [], p["cr3"] & ~0xFFF
+    for level in (3, 2, 1, 0):
+        e = get(ram, base + 8 * index(va, level))
+        entries.append(e)
+        if not e & P:
+            return (PF, error, va)
+        leaf = level == 0 or level < 3 and e & PS
+        reserved = ((1 << 52) - (1 << 46)) | (0 if nxe else NX)
+        if level == 3:
+            reserved |= PS
+        elif leaf and level:
+            reserved |= (1 << (12 + 9 * level)) - (1 << 13)
+        if e & reserved:
+            return (PF, error | E_P | E_RSVD, va)
+        base = e & 0xFFFFFFFFFF000
+        if leaf:
+            break
+    user = all(e & U for e in entries)
+    writable = all(e & W for e in entries)
+    nx = nxe and any(e & NX for e in entries)
+    if table == USER:
+        good = user and (not write or writable) and not (fetch and nx)
+    elif fetch:
+        good = not nx and not (user and cr4 & CR4_SMEP)
+    else:
+        good = not (user and cr4 & CR4_SMAP and table == KERNEL) and (not write or writable or not cr0 & CR0_WP)
+    if not good:
+        return (PF, error | E_P, va)
+    size = 12 + 9 * level
+    dirty = write or entries[-1] & D
+    may_write = writable or table != USER and not cr0 & CR0_WP
+    attr = (1 if dirty and may_write else 0) | (2 if entries[-1] & G else 0)
+    return ((base & ~((1 << size) - 1)) | va & ((1 << size) - 1), size, attr)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_walks_agree_with_a_model(seed):
+    rng = random.Random(seed)
+    s = Space()
+    tables = {3: PML4, 2: PDPT, 1: PD, 0: PT}
+    outcomes = set()
+    for n in range(2000):
+        s.p["cr0"] = CR0_PE | CR0_PG | rng.choice((0, CR0_WP))
+        s.p["cr4"] = CR4_PAE | CR4_PGE | rng.choice((0, CR4_SMEP)) | rng.choice((0, CR4_SMAP))
+        s.p["efer"] = LME | LMA | rng.choice((0, NXE))
+        last = rng.choice((0, 0, 0, 1, 2))  # the level of the page
+        for level, table in tables.items():
+            e = tables[level - 1] if level > last else DATA if last == 0 else PS
+            odds = {P: 0.97, W: 0.8, U: 0.7, A: 0.5, D: 0.5, G: 0.3, NX: 0.1, 1 << 50: 0.01, 1 << 14: 0.02 if last else 0}
+            for bit, chance in odds.items():
+                e |= bit if rng.random() < chance else 0
+            put(s.ram, table + 8 * index(VA, level), e)
+        va = VA | rng.randrange(4096)
+        access, table = rng.choice((READ, WRITE, EXEC, 3)), rng.choice((USER, KERNEL, KERNEL_AC))
+        want = model(s, va, access, table)
+        assert s.p.walk(va, access, table) == want, (n, hex(va), access, table)
+        outcomes.add(want[1] if want[0] == PF else ("page", want[1]))
+        if want[0] != PF:
+            for level in range(last, 4):
+                assert get(s.ram, tables[level] + 8 * index(VA, level)) & A
+            assert access in (READ, EXEC) or get(s.ram, tables[last] + 8 * index(VA, last)) & D
+    assert len(outcomes) > 12

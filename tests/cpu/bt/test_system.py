@@ -1,6 +1,7 @@
 # ruff: noqa: F403, F405  (the names of guest.py are the vocabulary of these tests)
 """The instructions that the monitor runs itself, one at a time."""
 
+import random
 import struct
 import time
 
@@ -1220,3 +1221,68 @@ def test_no_state_while_a_device_answers():
         g.p.save()
     g.p.finish_io(1)
     g.p.save()
+
+
+# ---- whatever a guest executes
+
+
+OPCODES = """
+06 07 0e 16 17 1e 1f 0fa0 0fa1 0fa8 0fa9 27 2f 37 3f 60 61 62 63 6c 6d 6e 6f 8c 8e 9a 9c 9d c4 c5 c8 ca cb cc cd ce cf
+d4 d5 d6 e4 e5 e6 e7 ea ec ed ee ef f1 f4 fa fb fc fd ff 0f00 0f01 0f02 0f03 0f05 0f06 0f07 0f08 0f09 0f20 0f21 0f22
+0f23 0f30 0f31 0f32 0f33 0f34 0f35 0fa2 0fae 0fb2 0fb4 0fb5 0fc7 660f3882 660ff7 0ff7 f30fae f30fc7 c4e265 c4e2e5
+c4e26590 c4e26d2e f36c f36f 48cf 48cb 480f07 66cf 0f01c8 0f01d0 0f01d1 0f01f9 0f01ca
+""".split()
+MSR_NUMBERS = [0x10, 0x1B, 0x3B, 0x48, 0x174, 0x200, 0x277, 0x2FF, 0x4B564D00, 0x4B564D01, 0x6E0, 0x800, 0xC0000080,
+               0xC0000081, 0xC0000082, 0xC0000100, 0xC0000102, 0x12]  # fmt: skip
+ADDRESSES = [0, 0x1000, GDT, IDT, TSS, TABLES, STACK, 0x9000, USER, USER + 0xFFE, 0x3FFFFA, 0x400000, FLAT, FLAT << 32,
+             0x7FFF_FFFF_FFFC, 0x8000_0000_0000, (1 << 64) - 4, 0xFEE00000]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, user", [(Long, False), (Long, True), (Protected, False), (Protected, True), (Real, False)])
+@pytest.mark.parametrize("seed", range(2))
+def test_anything_goes(kind, user, seed):
+    """No instruction brings the monitor down; faults leave the registers alone; the mode is always the state's."""
+    rng = random.Random(f"{kind.__name__} {user} {seed}")
+    g = kind()
+    memory = g.ram.read(0, 4 << 20)
+    ran = 0
+    for n in range(700):
+        if n % 7 == 0:
+            if n % 49 == 0:
+                g = kind()
+                g.ram.write(0, memory)
+                for vector in range(48):
+                    g.gate(vector, dpl=rng.choice((0, 3)), kind=rng.choice((14, 15)))
+                g.p["cr4"] |= rng.choice((0, 1 << 18, 1 << 16, 1 << 21, 1 << 11))
+            if user:
+                g.user()
+        p = g.p
+        for i in range(16):
+            pools = (rng.choice(ADDRESSES), rng.choice(MSR_NUMBERS), rng.randrange(1 << 64), rng.randrange(256))
+            p[f"r{i}"] = rng.choice(pools)
+        p["r4"] = rng.choice((STACK, STACK, STACK, USER + 0x8000, p["r4"]))
+        p["eflags"] = p["eflags"] & ~0x3F4DD5 | rng.randrange(1 << 22) & 0x347DD5 | 2
+        p.update_mode()
+        code = bytes.fromhex(rng.choice(OPCODES)) + rng.randbytes(14)
+        before = [p[f"r{i}"] for i in range(16)] + [p["cr0"], p["cr3"], p["cr4"], p["efer"], p["cpl"]]
+        rip, flags = p["rip"], p["eflags"]
+        done = p.try_execute(code[:15])
+        if done is None:
+            continue
+        ran += 1
+        status, length = done
+        assert p["mode"] == p.update_mode(), code.hex()
+        assert p["eflags"] & 2
+        if status == EXCEPTION:
+            after = [p[f"r{i}"] for i in range(16)] + [p["cr0"], p["cr3"], p["cr4"], p["efer"], p["cpl"]]
+            assert after == before and p["eflags"] == flags, code.hex()
+            assert (p["rip"] - rip) & 0xFFFFFFFF in (0, length) or p["rip"] < 0x10000
+            status = p.deliver()
+            assert p["mode"] == p.update_mode(), code.hex()
+        elif status == EXIT:
+            p.finish_io(rng.randrange(1 << 64))
+            p.pending()
+        if status == SHUTDOWN:
+            g = kind()
+            g.ram.write(0, memory)
+    assert ran > 300

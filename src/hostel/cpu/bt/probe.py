@@ -6,7 +6,7 @@ from cython.cimports.hostel.cpu.bt import cpuid as _cpuid
 from cython.cimports.hostel.cpu.bt import interrupt as _interrupt
 from cython.cimports.hostel.cpu.bt import mmu, system, transfer
 from cython.cimports.hostel.cpu.bt import msr as _msr
-from cython.cimports.hostel.cpu.bt.decode import decode
+from cython.cimports.hostel.cpu.bt.decode import decode, table
 from cython.cimports.hostel.cpu.bt.insn import FE_COUNT, Insn
 from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_CODE32,
@@ -270,6 +270,18 @@ class Probe:
             mmu.raise_exception(self.c, X_UD)
             return 1
         return system.execute(self.c, cython.address(insn))
+
+    def try_execute(self, code: bytes):
+        """Run whatever ``code`` begins with if it is the monitor's; ``(SYS_*, length)``, or None."""
+        insn = cython.declare(Insn)
+        mode: cython.int = 8 if self.c.mode & MODE_CODE64 else 4 if self.c.mode & MODE_CODE32 else 2
+        raw: cython.p_char = code
+        n: cython.int = decode(
+            cython.address(insn), cython.cast(cython.pointer(uint8_t), raw), len(code), self.c.rip, mode
+        )
+        if n <= 0 or insn.op == 0 or table[insn.op].system == 0:
+            return None
+        return (system.execute(self.c, cython.address(insn)), n)
 
     def time_execute(self, code: bytes, count: cython.int) -> float:
         """Nanoseconds of ``code`` run in the monitor, again and again from the same registers."""
