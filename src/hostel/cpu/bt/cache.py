@@ -215,7 +215,7 @@ def _redirect(m: cython.pointer(Cache), entry: uint32_t, target: cython.pointer(
 @cython.exceptval(check=False)
 def _kill(m: cython.pointer(Cache), b: cython.pointer(Block)) -> cython.void:
     b.dead = 1
-    _redirect(m, b.pad, m.miss)
+    _redirect(m, b.pad, m.look_up)
     _redirect(m, b.entry_host, m.code + b.cold_host)
     _redirect(m, b.entry_mem, m.code + b.cold_mem)
     m.n_invalidated += 1

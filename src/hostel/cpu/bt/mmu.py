@@ -642,6 +642,7 @@ def _flush_jumps(c: cython.pointer(VCpu), keep_global: cython.bint) -> cython.vo
     t: cython.int
     i: cython.int
     k: cython.int
+    c.jump_generation += 1
     for t in range(TLB_COUNT):
         for i in range(c.jump_local_count[t]):
             k = c.jump_local[t][i]

@@ -100,7 +100,7 @@ from cython.cimports.hostel.cpu.bt.system import (
     sipi,
 )
 from cython.cimports.hostel.cpu.bt.transfer import load, save
-from cython.cimports.hostel.cpu.bt.translate import FLAGS_HOST, prepare, translate
+from cython.cimports.hostel.cpu.bt.translate import FLAGS_HOST, prepare, second_hash, translate
 from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_READ,
     ACCESS_RW,
@@ -855,6 +855,10 @@ class BtVcpu(Vcpu):
                 flush_jumps(c)
                 c.table_mode[tlb] = mode
             jump_cache_insert(c, tlb, c.rip, cython.cast(uint64_t, m.code + b.pad))
+            k: cython.int = second_hash(c.rip)
+            c.second_pc[k] = c.rip
+            c.second_key[k] = cython.cast(uint64_t, c.jump_generation) << 32 | c.mode
+            c.second_host[k] = cython.cast(uint64_t, m.code + b.entry_mem)
         c.host_pc = cython.cast(uint64_t, m.code + b.entry_mem)
         return GO_RESUME
 

@@ -63,6 +63,9 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t cr4
     uint32_t table_mode[3]
     uint32_t irq_wait
+    uint32_t second_pc
+    uint32_t second_key
+    uint32_t second_host
     uint32_t selector[6]
     uint32_t kernel_gs_base
 
@@ -86,6 +89,10 @@ cdef struct Translation:         # one block in the making
     Cold cold[160]
     int n_cold
     bint done                    # control does not flow past the last instruction
+
+# Where a target's second entry is: two targets that share the first rarely share this one
+cdef inline int second_hash(uint64_t pc) noexcept nogil:
+    return <int>(<uint32_t>(<uint32_t>pc * <uint32_t>0x9E3779B1) >> 20)
 
 cdef Offsets off
 cdef void prepare(Cache* m, VCpu* c) noexcept nogil

@@ -236,6 +236,9 @@ def prepare(m, c):
     off.mode = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.mode)) - base)
     off.cr4 = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cr4)) - base)
     off.irq_wait = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.irq_wait)) - base)
+    off.second_pc = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_pc[0])) - base)
+    off.second_key = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_key[0])) - base)
+    off.second_host = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_host[0])) - base)
     off.kernel_gs_base = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_kernel_gs_base)) - base)
     for i in range(3):
         off.table_mode[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.table_mode[i])) - base)
@@ -279,7 +282,23 @@ def prepare(m, c):
     e1(cython.address(e), 0x5B)
     e1(cython.address(e), 0xC3)
     _align(cython.address(e), 16)
+    # miss: the target in s1 isn't (alone) in the jump cache; look in the second one before leaving
     m.miss = e.p
+    e1(cython.address(e), 0x45)  # imul s2d, s1d, 0x9E3779B1
+    e1(cython.address(e), 0x69)
+    e1(cython.address(e), 0xFE)
+    e4(cython.address(e), 0x9E3779B1)
+    shift_ri(cython.address(e), 4, 5, S2, 20)
+    gs_op_index(cython.address(e), 0x3B, S1, S2, off.second_pc)
+    hole: cython.pointer(uint8_t) = jcc_hole(cython.address(e), CC_NE)
+    gs_load(cython.address(e), S1, off.mode)  # and jump_generation
+    gs_op_index(cython.address(e), 0x3B, S1, S2, off.second_key)
+    stale: cython.pointer(uint8_t) = jcc_hole(cython.address(e), CC_NE)
+    gs_op_index(cython.address(e), 0xFF, 4, S2, off.second_host)
+    fill_hole(stale, e.p)
+    gs_op_index(cython.address(e), 0x8B, S1, S2, off.second_pc)
+    fill_hole(hole, e.p)
+    m.look_up = e.p
     gs_store_imm32(cython.address(e), off.site, 0)
     jmp_to(cython.address(e), m.leave_mem)
     _align(cython.address(e), 16)
@@ -1714,7 +1733,7 @@ def translate(m, c, gpa, mode):
     _clobber(t, F_ALL)
     b.cold_mem = cython.cast(uint32_t, e.p - m.code)
     mov_ri(e, S1, b.pc)
-    jmp_to(e, m.miss)
+    jmp_to(e, m.look_up)
     b.end = cython.cast(uint32_t, e.p - m.code)
     b.size = cython.cast(uint32_t, at - start if length else 1)
     m.free = e.p

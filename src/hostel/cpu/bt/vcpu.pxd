@@ -111,7 +111,9 @@ cdef struct VCpu:
     uint64_t target                     # translated code: s1 at the exit (jump target, address ...)
     uint64_t host_pc                    # where translated code goes on, if it does
     uint32_t mode                       # MODE_*
+    uint32_t jump_generation            # behind mode: translated code compares the two as one
     uint32_t exit_code
+    uint32_t pad1
     # -- segments and system registers
     Segment seg[6]
     Segment ldtr
@@ -212,6 +214,11 @@ cdef struct VCpu:
     uint64_t jump_pages[64]                  # bit (page number & 4095): the jump cache may hold a target in that page
     uint64_t large_pages[64]                 # bit (2 MiB region & 4095): TLBs may hold pieces of a large page there
     uint64_t giant_pages[64]                 # bit (1 GiB region & 4095): the same for pages of 1 GiB
+    # -- behind the jump cache, for targets that share an entry there: valid while mode and jump_generation are those of
+    # the key
+    uint64_t second_pc[4096]
+    uint64_t second_key[4096]
+    uint64_t second_host[4096]
     # -- run.py's own
     uint64_t n_monitor[128]                  # instructions that the monitor ran, by OpInfo.system; 0: strings
     uint32_t irq_wait                        # 1: an interrupt waits for IF, so that STI must come to the monitor
