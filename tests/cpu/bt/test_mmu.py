@@ -520,7 +520,8 @@ def test_walks_agree_with_a_model(seed):
         last = rng.choice((0, 0, 0, 1, 2))  # the level of the page
         for level, table in tables.items():
             e = tables[level - 1] if level > last else DATA if last == 0 else PS
-            odds = {P: 0.97, W: 0.8, U: 0.7, A: 0.5, D: 0.5, G: 0.3, NX: 0.1, 1 << 50: 0.01, 1 << 14: 0.02 if last else 0}
+            odds = {P: 0.97, W: 0.8, U: 0.7, A: 0.5, D: 0.5, G: 0.3, NX: 0.1, 1 << 50: 0.01}
+            odds[1 << 14] = 0.02 if last else 0
             for bit, chance in odds.items():
                 e |= bit if rng.random() < chance else 0
             put(s.ram, table + 8 * index(VA, level), e)

@@ -1238,7 +1238,9 @@ ADDRESSES = [0, 0x1000, GDT, IDT, TSS, TABLES, STACK, 0x9000, USER, USER + 0xFFE
              0x7FFF_FFFF_FFFC, 0x8000_0000_0000, (1 << 64) - 4, 0xFEE00000]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind, user", [(Long, False), (Long, True), (Protected, False), (Protected, True), (Real, False)])
+@pytest.mark.parametrize(
+    "kind, user", [(Long, False), (Long, True), (Protected, False), (Protected, True), (Real, False)]
+)
 @pytest.mark.parametrize("seed", range(2))
 def test_anything_goes(kind, user, seed):
     """No instruction brings the monitor down; faults leave the registers alone; the mode is always the state's."""
