@@ -820,6 +820,8 @@ def test_cpuid():
     for bit in (4, 11, 14, 16, 17, 22, 25, 30, 31):  # HLE RTM MPX AVX-512 PT
         assert not b >> bit & 1
     assert not c & (1 << 3 | 1 << 16 | 1 << 7) and d >> 29 & 1
+    assert p.cpuid(7)[0] == 2 and p.cpuid(7, 2)[3] >> 4 & 1
+    assert p.wrmsr(0x48, 0x401)  # BHI_DIS_S
     text = b"".join(struct.pack("<4I", *p.cpuid(0x80000002 + i)) for i in range(3))
     assert text.rstrip(b"\0") == b"hostel virtual CPU (bt)"
     assert struct.pack("<3I", *p.cpuid(0x40000000)[1:]) == b"KVMKVMKVM\0\0\0"

@@ -250,7 +250,11 @@ def cpuid(c, leaf, subleaf, out):
         return _set(out, 4, 0, 0, 0)  # the APIC timer always runs
     if leaf == 7:
         if subleaf == 0:
-            return _set(out, 0, _ebx7, _ecx7, _edx7)
+            return _set(out, 2, _ebx7, _ecx7, _edx7)
+        if subleaf == 2:
+            # BHI_CTRL: without it Linux clears the branch history at each system call with 30 calls and loops,
+            # whatever ARCH_CAPABILITIES says. MCDT_NO.
+            return _set(out, 0, 0, 0, 1 << 4 | 1 << 5)
         return _set(out, 0, 0, 0, 0)
     if leaf == 0xB or leaf == 0x1F:
         return _topology(c, n, shift, subleaf, out)

@@ -225,7 +225,7 @@ def write_msr(c, index, value):
             return 1
         c.msr_kernel_gs_base = value
     elif index == MSR_SPEC_CTRL:
-        if value & ~7:
+        if value & ~0x407:  # IBRS STIBP SSBD BHI_DIS_S
             return 1
         c.msr_spec_ctrl = value
     elif index == MSR_PRED_CMD or index == MSR_FLUSH_CMD:
