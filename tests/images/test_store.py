@@ -83,6 +83,16 @@ def test_the_initramfs_holds_what_a_guest_needs(images):
     assert "1af41041" in seen[f"/{base}/kernel/virtio-net.ko"]
 
 
+def test_a_small_guest_gets_the_small_initramfs(images):
+    import zstandard
+
+    image = ensure(images)
+    assert image.start(512 << 20) == (image.kernel, image.initrd, image.cmdline)
+    kernel, initrd, cmdline = image.start(64 << 20)
+    assert kernel == image.kernel and cmdline.startswith(image.cmdline)
+    assert zstandard.ZstdDecompressor().decompress(initrd.read_bytes()) == image.initrd.read_bytes()
+
+
 def test_a_newer_recipe_rebuilds_without_a_network(images, mirror, monkeypatch):
     old = ensure(images)
     monkeypatch.setattr(micro, "recipe", lambda: "another")

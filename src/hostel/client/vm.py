@@ -334,13 +334,15 @@ def make_spec(
 
         found = images.ensure(image)
         spec.image = image
-        spec.kernel, spec.initrd, spec.cmdline = str(found.kernel), str(found.initrd), found.cmdline
+        boot_kernel, boot_initrd, spec.cmdline = found.start(spec.memory)
+        spec.kernel, spec.initrd = str(boot_kernel), str(boot_initrd)
     if kernel is not None:
         spec.kernel = _file(kernel, "kernel")
         spec.agent = image is not None
     if initrd is not None:
         spec.initrd = _file(initrd, "initramfs")
-    spec.cmdline = f"{spec.cmdline} {append}".strip()
+    # A kernel that panics resets (and the worker sees that it doesn't boot), unless ``append`` says otherwise.
+    spec.cmdline = f"panic=-1 {spec.cmdline} {append}".strip()
     return spec
 
 

@@ -40,6 +40,11 @@ OPTIONAL_MODULES = "af_packet crc32c_intel crc32_pclmul libcrc32c loop".split()
 
 # "loglevel=7" after it shows the kernel's messages again. The ciphers' self-tests would be a fifth of the boot.
 CMDLINE = "console=ttyS0,115200 quiet cryptomgr.notests"
+
+# Below this many bytes of memory every megabyte counts: the initramfs comes compressed (with a small window,
+# for its memory too), and the 4 MB of inodes that tracefs makes at boot are left out. 64 MiB are enough then.
+TIGHT = 96 << 20
+TIGHT_CMDLINE = f"{CMDLINE} initcall_blacklist=tracer_init_tracefs"
 MAKERS = ("micro.py", "cpio.py", "modules.py", "agent.py", "tiny.py", "asm.py")
 
 
@@ -62,15 +67,17 @@ def resolve(archive: "Archive") -> "list[Package]":
     return [archive.package(match[1]), archive.package(BUSYBOX)]
 
 
-def build(files: list[Path], folder: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Writes ``kernel`` and ``initrd`` into ``folder`` from the packages; returns what to note about them."""
+def build(files: list[Path], folder: Path, say: Callable[[str], None]) -> dict[str, str | int]:
+    """Writes ``kernel``, ``initrd`` and ``initrd.zst`` into ``folder``; returns what to note about them."""
     say("unpacking the kernel")
     kernel, modules, version = read_kernel(files[0])
     say("making the initramfs")
     busybox = read_busybox(files[1])
     (folder / "kernel").write_bytes(kernel)
-    (folder / "initrd").write_bytes(initramfs(busybox, modules, version))
-    return {"kernel_version": version, "cmdline": CMDLINE}
+    packed = initramfs(busybox, modules, version)
+    (folder / "initrd").write_bytes(packed)
+    (folder / "initrd.zst").write_bytes(compressed(packed))
+    return {"kernel_version": version, "cmdline": CMDLINE, "tight": TIGHT, "tight_cmdline": TIGHT_CMDLINE}
 
 
 def read_kernel(package: Path) -> "tuple[bytes, ModuleSet, str]":
@@ -139,6 +146,13 @@ def initramfs(busybox: bytes, modules: "ModuleSet", version: str) -> bytes:
         tree.file(f"etc/{path}", text.encode())
     add_modules(tree, modules, version)
     return tree.pack()
+
+
+def compressed(archive: bytes) -> bytes:
+    import zstandard
+
+    parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=19)
+    return zstandard.ZstdCompressor(compression_params=parameters).compress(archive)
 
 
 def add_modules(tree: "Tree", modules: "ModuleSet", version: str) -> None:

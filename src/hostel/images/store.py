@@ -1,4 +1,4 @@
-"""The images on this machine: ``HOME/images/NAME/`` with ``image.toml``, ``kernel`` and ``initrd``.
+"""The images on this machine: ``HOME/images/NAME/`` with ``image.toml`` and what it names.
 
 ``ensure`` makes an image that hostel has a recipe for on first use, under a lock, and again when a newer
 hostel's recipe differs; then from the same packages while the cache has them, so that it needs no network.
@@ -38,6 +38,8 @@ class Image:
     kernel_version: str
     recipe: str
     created: str
+    tight: int  # bytes of memory below which a guest is started otherwise
+    tight_cmdline: str
     packages: list[dict] = field(default_factory=list)
 
     @property
@@ -47,6 +49,12 @@ class Image:
     @property
     def initrd(self) -> Path:
         return self.folder / "initrd"
+
+    def start(self, memory: int) -> tuple[Path, Path, str]:
+        """The kernel, the initramfs and the command line for a guest with so many bytes of memory."""
+        if memory < self.tight:
+            return self.kernel, self.folder / "initrd.zst", self.tight_cmdline
+        return self.kernel, self.initrd, self.cmdline
 
     @property
     def size(self) -> int:
@@ -116,7 +124,7 @@ def make(
     return image
 
 
-def described(name: str, recipe: str, notes: dict[str, str], packages: "list[Package]", where: Path) -> str:
+def described(name: str, recipe: str, notes: dict[str, str | int], packages: "list[Package]", where: Path) -> str:
     """The text of image.toml. JSON's strings are TOML's basic strings."""
     import datetime
 
@@ -143,7 +151,7 @@ def find(name: str) -> Image | None:
         values = tomllib.loads((where / "image.toml").read_text())
         if not all((where / file).stat().st_size == entry["size"] for file, entry in values["files"].items()):
             return None
-        wanted = ("cmdline", "kernel_version", "recipe", "created", "packages")
+        wanted = ("cmdline", "kernel_version", "recipe", "created", "tight", "tight_cmdline", "packages")
         return Image(name, where, **{key: values[key] for key in wanted})
     except FileNotFoundError:
         return None
