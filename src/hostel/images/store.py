@@ -38,8 +38,8 @@ class Image:
     kernel_version: str
     recipe: str
     created: str
-    tight: int  # bytes of memory below which a guest is started otherwise
-    tight_cmdline: str
+    tight: int = 0  # bytes of memory below which a guest is started otherwise
+    tight_cmdline: str = ""
     packages: list[dict] = field(default_factory=list)
 
     @property
