@@ -120,6 +120,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
     MS_QUARTER,
     MS_TWICE,
     MS_X,
+    O_ALIGNED,
     O_BYTEOP,
     O_END,
     O_FLAGS_COUNT,
@@ -800,7 +801,7 @@ def _memory_size(insn: cython.pointer(Insn), info: cython.pointer(OpInfo)) -> cy
 @cython.exceptval(check=False)
 def _may_fault(insn: cython.pointer(Insn), info: cython.pointer(OpInfo)) -> cython.bint:
     """Whether the host's processor may refuse the instruction for its operands' values (#DE, #XM, #MF, alignment)."""
-    if info.flags & (O_VECTOR | O_X87):
+    if info.flags & (O_VECTOR | O_X87 | O_ALIGNED):
         return True
     return insn.opmap == 0 and (insn.opcode & 0xFE) == 0xF6 and not insn.prefixes & P_VEX and (insn.reg & 7) >= 6
 
