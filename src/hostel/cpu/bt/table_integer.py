@@ -206,6 +206,7 @@ stac      NP 0F 01 CB  -        sys:STAC end
 xgetbv    NP 0F 01 D0  -        sys:XGETBV xsave r:rcx w:rax,rdx
 xsetbv    NP 0F 01 D1  -        sys:XSETBV xsave r:rax,rcx,rdx end
 vmmcall   0F 01 D9     -        sys:VMMCALL r:rax,rbx,rcx,rdx,rsi w:rax
+serialize  NP 0F 01 E8  -       nop
 swapgs    0F 01 F8     -        sys:SWAPGS only64
 rdtscp    0F 01 F9     -        rdtsc:RDTSCP w:rax,rcx,rdx
 lar       0F 02 /r   +Gv,Ew     sys:LAR zf
