@@ -379,22 +379,39 @@ def test_instruction_fetches(s):
 
 
 def test_jump_cache_goes_with_the_tlb(s):
+    kernel = 0xFFFF_8000_1234_5000
     s.map(VA, DATA | P | U)
     s.map(VA + 0x5000, DATA | P | U | G)
+    s.map(kernel, DATA | P | G)
+    s.map(kernel + 0x1000, DATA | P)
     s.p["cpl"] = 0
     empty = s.p.jump(KERNEL_AC, VA)
-    s.p.lookup_exec(VA)
-    s.p.lookup_exec(VA + 0x5000)
-    s.p.jump_insert(KERNEL_AC, VA + 4, 0xAAAA)
-    s.p.jump_insert(KERNEL_AC, VA + 0x5004, 0xBBBB)
-    assert (s.p.jump(KERNEL_AC, VA + 4), s.p.jump(KERNEL_AC, VA + 0x5004)) == (0xAAAA, 0xBBBB)
+    pads = {VA + 4: 0xAAAA, VA + 0x5004: 0xBBBB, kernel + 4: 0xCCCC, kernel + 0x1004: 0xDDDD}
+
+    def enter():
+        for pc, pad in pads.items():
+            s.p.lookup_exec(pc)
+            s.p.jump_insert(KERNEL_AC, pc, pad)
+
+    def held():
+        return [pc for pc, pad in pads.items() if s.p.jump(KERNEL_AC, pc) == pad]
+
+    enter()
+    assert held() == list(pads)
     assert s.p.jump(KERNEL, VA + 4) == empty
-    s.p.flush_page(VA + 0x9000)  # no jump goes there
-    assert s.p.jump(KERNEL_AC, VA + 4) == 0xAAAA
-    s.p.flush_tlb(True)
-    assert (s.p.jump(KERNEL_AC, VA + 4), s.p.jump(KERNEL_AC, VA + 0x5004)) == (empty, 0xBBBB)
+    s.p.flush_page(VA + 0x9000)  # no jump goes there, nor to the page before
+    assert held() == list(pads)
     s.p.flush_page(VA + 0x6000)  # a block may run over from the page before
-    assert s.p.jump(KERNEL_AC, VA + 0x5004) == empty
+    assert VA + 0x5004 not in held() and kernel + 4 in held()
+    enter()
+    s.p.flush_tlb(True)
+    assert held() == [kernel + 4]
+    enter()
+    s.p.flush_page(kernel + 0x1000)
+    assert kernel + 0x1004 not in held() and kernel + 4 not in held()
+    enter()
+    s.p.flush_tlb(False)
+    assert held() == []
 
 
 # ---- linear memory

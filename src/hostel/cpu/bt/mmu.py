@@ -655,8 +655,7 @@ def _flush_jumps(c: cython.pointer(VCpu), keep_global: cython.bint) -> cython.vo
                 c.jump_cache[t][k] = c.jump_miss
                 c.jump_listed[t][k] = 0
             c.jump_global_count[t] = 0
-    if not keep_global:
-        memset(c.jump_pages, 0, cython.sizeof(c.jump_pages))
+    memset(c.jump_pages, 0, cython.sizeof(c.jump_pages) // (2 if keep_global else 1))
 
 
 def flush_tlb(c, keep_global):
@@ -753,6 +752,24 @@ def flush_jumps(c):
     _flush_jumps(c, False)
 
 
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _jump_bit(va: uint64_t) -> uint64_t:
+    """The bit of a page in ``jump_pages``: the lower half of it for the lower half of the addresses."""
+    return ((va >> 12) & 2047) | ((va >> 63) << 11)
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _may_jump_to(c: cython.pointer(VCpu), va: uint64_t) -> cython.bint:
+    bit: uint64_t = _jump_bit(va)
+    return (c.jump_pages[bit >> 6] >> (bit & 63)) & 1
+
+
 def flush_page(c, va):
     t: cython.int
     k: cython.int = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
@@ -771,22 +788,19 @@ def flush_page(c, va):
             c.tag_w[t][k] = empty_tag(k)
         if c.itlb_va[t][k & (ITLB_SIZE - 1)] == base:
             c.itlb_va[t][k & (ITLB_SIZE - 1)] = 1
-    bit = (va >> 12) & 4095
-    if c.jump_pages[bit >> 6] >> (bit & 63) & 1:
-        _flush_jumps(c, False)
-        return
-    bit = ((va >> 12) - 1) & 4095  # a block may begin on the page before
-    if c.jump_pages[bit >> 6] >> (bit & 63) & 1:
-        _flush_jumps(c, False)
+    # a block may begin on the page before
+    if _may_jump_to(c, va) or _may_jump_to(c, va - 4096):
+        _flush_jumps(c, va >> 63 == 0)
 
 
 def jump_cache_insert(c, table, pc, host):
     k: cython.int = jump_hash(pc)  # noqa: F821, ours, inline in the .pxd
-    page: uint64_t = pc & ~0xFFF
     i: cython.int = cython.cast(cython.int, (pc >> 12) & (ITLB_SIZE - 1))
-    bit: uint64_t = (pc >> 12) & 4095
+    bit: uint64_t = _jump_bit(pc)
     listed: cython.int = c.jump_listed[table][k]
-    if table != TLB_USER and c.itlb_va[table][i] == page and c.itlb_global[table][i] and not listed & 1:
+    # Only targets in the upper half count as global, so that flush_page need not look at the kernel's jumps, which
+    # are many, for an address in the lower half.
+    if pc >> 63 and c.itlb_va[table][i] == pc & ~0xFFF and c.itlb_global[table][i] and not listed & 1:
         if not listed & 2:
             c.jump_global[table][c.jump_global_count[table]] = cython.cast(uint16_t, k)
             c.jump_global_count[table] += 1

@@ -211,7 +211,7 @@ cdef struct VCpu:
     uint8_t tlb_listed[TLB_COUNT][TLB_SIZE]  # bit 0: in the local list, bit 1: in the global one
     uint8_t itlb_listed[TLB_COUNT][ITLB_SIZE]
     uint8_t jump_listed[TLB_COUNT][4096]
-    uint64_t jump_pages[64]                  # bit (page number & 4095): the jump cache may hold a target in that page
+    uint64_t jump_pages[64]                  # the jump cache may hold a target in that page (mmu._jump_bit)
     uint64_t large_pages[64]                 # bit (2 MiB region & 4095): TLBs may hold pieces of a large page there
     uint64_t giant_pages[64]                 # bit (1 GiB region & 4095): the same for pages of 1 GiB
     # -- behind the jump cache, for targets that share an entry there: valid while mode and jump_generation are those of
