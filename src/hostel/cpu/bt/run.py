@@ -19,17 +19,15 @@ from cython.cimports.hostel.base.clock import rdtsc
 from cython.cimports.hostel.cpu.bt import mmu
 from cython.cimports.hostel.cpu.bt.cache import (
     MODE_SINGLE,
-    SK_FAULT,
+    SITE_ATOMIC,
+    SITE_STRING,
     SK_LINK,
     SK_MEM,
-    SK_MISS,
     SK_POLL,
     SK_POLL_S1,
     SK_RAISE,
     SK_STEP,
     SK_STEP_S1,
-    SITE_ATOMIC,
-    SITE_STRING,
     SK_SYS,
     Block,
     Cache,
@@ -56,8 +54,6 @@ from cython.cimports.hostel.cpu.bt.insn import (
     ES,
     FS,
     K_STRING,
-    O_VECTOR,
-    P_LOCK,
     P_REP,
     P_REPNE,
     S_FXSAVE,
@@ -82,12 +78,11 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     lookup_exec,
     raise_error,
     raise_exception,
-    segment_linear,
 )
+from cython.cimports.hostel.cpu.bt.stubs import prepare, second_hash
 from cython.cimports.hostel.cpu.bt.system import (
     SYS_EXCEPTION,
     SYS_EXIT,
-    SYS_HALT,
     SYS_NEXT,
     SYS_SHUTDOWN,
     deliver_exception,
@@ -100,10 +95,10 @@ from cython.cimports.hostel.cpu.bt.system import (
     sipi,
 )
 from cython.cimports.hostel.cpu.bt.transfer import load, save
-from cython.cimports.hostel.cpu.bt.translate import FLAGS_HOST, prepare, second_hash, translate
+from cython.cimports.hostel.cpu.bt.translate import translate
+from cython.cimports.hostel.cpu.bt.translation import FLAGS_HOST
 from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_READ,
-    ACCESS_RW,
     ACCESS_WRITE,
     FL_ARITH,
     FL_DF,
@@ -111,15 +106,11 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_CODE64,
     MODE_LONG,
     MODE_TF,
-    TLB_COUNT,
     X_AC,
     X_DB,
-    X_DE,
     X_GP,
-    X_MF,
     X_NM,
     X_UD,
-    X_XM,
     VCpu,
 )
 from cython.cimports.hostel.cpu.bt.x86 import CR0_EM
@@ -128,14 +119,13 @@ from cython.cimports.hostel.cpu.engine import (
     EXIT_HLT,
     EXIT_KICK,
     EXIT_MMIO,
-    EXIT_PIO,
     EXIT_SHUTDOWN,
     Exit,
     InterruptController,
     Vcpu,
 )
 from cython.cimports.hostel.memory.ram import Slot
-from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memmove, memset
 from cython.cimports.posix.mman import (
     MAP_ANONYMOUS,

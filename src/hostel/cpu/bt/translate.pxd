@@ -1,99 +1,25 @@
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from hostel.cpu.bt.cache cimport Cache
-from hostel.cpu.bt.emit cimport Code
 from hostel.cpu.bt.insn cimport Insn, OpInfo
+from hostel.cpu.bt.translation cimport Translation
 from hostel.cpu.bt.vcpu cimport VCpu
+from hostel.memory.ram cimport Slot
 
-cdef enum:
-    MAX_INSNS = 48               # guest instructions a block
-    FLAGS_HOST = 0               # the guest's arithmetic flags are in the host's
-    FLAGS_MEM = 1                # in VCpu.flags_saved (or dead)
-    EA_PLAIN = 0
-    EA_BT = 1                    # a bit number in a register moves the address
-    EA_XLAT = 2
-
-# How to compute a linear address.
-cdef struct Address:
-    int64_t disp
-    uint64_t rip                 # pc of the next instruction, for RIP-relative
-    uint8_t kind
-    uint8_t base
-    uint8_t index
-    uint8_t scale
-    uint8_t seg
-    uint8_t size                 # address size: 2, 4, 8
-    uint8_t bit_reg
-    uint8_t opsize
-
-cdef enum:
-    COLD_MEM = 1                 # an access that missed
-    COLD_EXIT = 2                # a direct jump that isn't linked
-    COLD_SITE = 4                # anything that leaves at `site`
-    COLD_CROSS = 3               # a direct jump to another page, from a conditional branch
-
-cdef struct Cold:                # code to be emitted behind the block
-    int kind
-    uint8_t* hole
-    Address address
-    uint32_t site
-    int flags
-    uint64_t target
-    bint backward
-
-cdef struct Offsets:             # of VCpu's fields from GS
-    uint32_t r[16]
-    uint32_t poll
-    uint32_t flags_saved
-    uint32_t scratch
-    uint32_t site
-    uint32_t target
-    uint32_t host_pc
-    uint32_t host_rsp
-    uint32_t ymm
-    uint32_t fx
-    uint32_t seg_base[6]
-    uint32_t tag_r[3]
-    uint32_t tag_w[3]
-    uint32_t page[3]
-    uint32_t jump_cache[3]
-    uint32_t tsc_offset
-    uint32_t tsc_aux
-    uint32_t eflags
-    uint32_t mode
-    uint32_t cr4
-    uint32_t table_mode[3]
-    uint32_t irq_wait
-    uint32_t second_pc
-    uint32_t second_key
-    uint32_t second_host
-    uint32_t selector[6]
-    uint32_t kernel_gs_base
-
-cdef struct Translation:         # one block in the making
-    Code e
-    Cache* m
-    uint32_t block
-    uint32_t mode
-    int table
-    bint single
-    bint code64
-    int stack_size
-    uint64_t page_base           # pc & ~4095 as a linear offset within the page: see same_page
-    uint64_t first_pc
-    uint64_t page_offset
-    int flags
-    int n
-    Insn insns[MAX_INSNS]
-    uint16_t live[MAX_INSNS + 1] # flags live before each instruction
-    bint next_crosses            # what follows the last instruction crosses into the next page
-    Cold cold[160]
-    int n_cold
-    bint done                    # control does not flow past the last instruction
-
-# Where a target's second entry is: two targets that share the first rarely share this one
-cdef inline int second_hash(uint64_t pc) noexcept nogil:
-    return <int>(<uint32_t>(<uint32_t>pc * <uint32_t>0x9E3779B1) >> 20)
-
-cdef Offsets off
-cdef void prepare(Cache* m, VCpu* c) noexcept nogil
 cdef uint32_t translate(Cache* m, VCpu* c, uint64_t gpa, uint32_t mode) noexcept nogil
+cdef int memory_size(Insn* insn, OpInfo* info) noexcept nogil
+cdef bint may_fault(Insn* insn, OpInfo* info) noexcept nogil
+cdef void note_fault(Translation* t, Insn* insn, OpInfo* info) noexcept nogil
+cdef void gen_native(Translation* t, int i) noexcept nogil
+cdef void gen_lea(Translation* t, Insn* insn) noexcept nogil
+cdef uint64_t branch(Translation* t, Insn* insn) noexcept nogil
+cdef void gen_loop(Translation* t, int i) noexcept nogil
+cdef void gen_bt(Translation* t, int i) noexcept nogil
+cdef void gen_monitor(Translation* t, int i) noexcept nogil
+cdef void gen_raise(Translation* t, int i, int vector) noexcept nogil
+cdef int refused(Translation* t, Insn* insn, OpInfo* info) noexcept nogil
+cdef void generate(Translation* t, int i) noexcept nogil
+cdef bint ends_block(OpInfo* info) noexcept nogil
+cdef bint ends_flow(Insn* insn) noexcept nogil
+cdef Slot* find_slot(Cache* m, uint64_t gpa) noexcept nogil
+cdef void fetch(Cache* m, uint64_t gpa, uint8_t* buffer, int size) noexcept nogil
+cdef void protect(Cache* m, uint64_t gpa) noexcept nogil

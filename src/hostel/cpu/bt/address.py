@@ -1,0 +1,164 @@
+"""Operands: guest addresses, and the inline look-up that makes host addresses of them."""
+
+import cython
+from cython.cimports.hostel.cpu.bt.cache import SITE_ATOMIC, SK_MEM, Site, add_site
+from cython.cimports.hostel.cpu.bt.emit import (
+    CC_A,
+    S1,
+    S2,
+    Code,
+    gs_load,
+    gs_op,
+    gs_op_index,
+    gs_store,
+    jcc_hole,
+    lea,
+    mov_ri,
+    mov_rr,
+    mov_rr32,
+    op_mem,
+    op_ri,
+    op_rr,
+    shift_ri,
+)
+from cython.cimports.hostel.cpu.bt.flags import clobber
+from cython.cimports.hostel.cpu.bt.insn import FS, GS, P_LOCK, P_VEX, REG_NONE, REG_RIP, SS
+from cython.cimports.hostel.cpu.bt.stubs import off
+from cython.cimports.hostel.cpu.bt.translation import COLD_MEM, EA_BT, EA_PLAIN, EA_XLAT, Cold
+from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, MODE_FLAT, TLB_SIZE
+from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
+
+
+def operand_address(t, insn, a):
+    a.kind = EA_PLAIN
+    a.base = insn.base
+    a.index = insn.index
+    a.scale = insn.scale
+    a.disp = insn.disp
+    a.seg = insn.seg
+    a.size = insn.addrsize
+    a.rip = insn.pc + insn.length
+
+
+def stack_address(t, disp, a):
+    a.kind = EA_PLAIN
+    a.base = 4
+    a.index = REG_NONE
+    a.scale = 0
+    a.disp = disp
+    a.seg = SS
+    a.size = cython.cast(uint8_t, t.stack_size)
+
+
+def guest_reg(e, r):
+    """Have guest register r in the host register of its name."""
+    if r == 14 or r == 15:
+        gs_load(e, r, off.r[r])
+
+
+def guest_reg_to(e, r, host):
+    if r == 14 or r == 15:
+        gs_load(e, host, off.r[r])
+    else:
+        mov_rr(e, host, r)
+
+
+def offset_to_s1(t, a):
+    """s1 = the operand's offset in its segment, cut to the address size. Leaves the flags alone; uses s2."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    if a.kind == EA_XLAT:
+        op_rr(e, 4, 0x1B6, S2, 0)  # movzx s2d, al
+        lea(e, 8 if a.size == 8 else 4, S1, 3, S2, 0, 0)
+    elif a.base == REG_RIP:
+        value: uint64_t = a.rip + cython.cast(uint64_t, a.disp)
+        mov_ri(e, S1, value if a.size == 8 else cython.cast(uint32_t, value))
+    elif a.base == REG_NONE and a.index == REG_NONE:
+        mov_ri(e, S1, cython.cast(uint64_t, a.disp) if a.size == 8 else cython.cast(uint32_t, a.disp))
+    else:
+        if a.base < 16:
+            guest_reg(e, a.base)
+        if a.index < 16:
+            guest_reg(e, a.index)
+        lea(e, 8 if a.size == 8 else 4, S1, a.base, a.index, a.scale, a.disp)
+    if a.size == 2:
+        op_rr(e, 4, 0x1B7, S1, S1)  # movzx s1d, s1w
+
+
+def address_to_s1(t, a):
+    """s1 = the operand's linear address. The host's flags are lost; uses s2."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    offset_to_s1(t, a)
+    if a.kind == EA_BT:  # s1 += (bit number / operand bits) * operand bytes, signed
+        shift: cython.int = 4 if a.opsize == 2 else 5 if a.opsize == 4 else 6
+        guest_reg_to(e, a.bit_reg, S2)
+        if a.opsize == 2:
+            op_rr(e, 8, 0x1BF, S2, S2)  # movsx s2, s2w
+        elif a.opsize == 4:
+            op_rr(e, 8, 0x63, S2, S2)  # movsxd s2, s2d
+        shift_ri(e, 8, 7, S2, shift)
+        lea(e, 8 if a.size == 8 else 4, S1, S1, S2, shift - 3, 0)
+        if a.size == 2:
+            op_rr(e, 4, 0x1B7, S1, S1)
+    if t.code64:
+        if a.seg == FS or a.seg == GS:
+            gs_op(e, 8, 0x03, S1, off.seg_base[a.seg])
+    elif a.seg == FS or a.seg == GS or not t.mode & MODE_FLAT:
+        gs_op(e, 4, 0x03, S1, off.seg_base[a.seg])
+
+
+def atomic(insn):
+    """SITE_ATOMIC for LOCK, or XCHG with memory, which is locked by itself."""
+    return SITE_ATOMIC * (insn.prefixes & P_LOCK) != 0 or (insn.opmap == 0 and (insn.opcode & 0xFE) == 0x86 and not insn.prefixes & P_VEX)
+
+
+def check_access(t, i, a, size, access):
+    """s1 = host address of `size` bytes at `a`, checked for the access. The guest's flags are kept; s2 is free after.
+
+    The check is always 45 bytes, so that the monitor can go on behind it (run.py, CHECK_LENGTH).
+    """
+    e: cython.pointer(Code) = cython.address(t.e)
+    clobber(t, t.live[i])
+    address_to_s1(t, a)
+    site: uint32_t = add_site(t.m, SK_MEM, t.insns[i].pc, t.block)
+    s: cython.pointer(Site) = cython.address(t.m.sites[site])
+    s.size = cython.cast(uint16_t, size)
+    s.access = cython.cast(uint8_t, access)
+    s.extra = atomic(cython.address(t.insns[i]))
+    s.host = cython.cast(uint32_t, e.p - t.m.code)
+    mov_rr32(e, S2, S1)
+    shift_ri(e, 4, 5, S2, 12)
+    op_ri(e, 4, 4, S2, TLB_SIZE - 1)
+    gs_op_index(e, 0x33, S1, S2, off.tag_r[t.table] if access == ACCESS_READ else off.tag_w[t.table])
+    op_ri(e, 8, 7, S1, 4096 - size)
+    c: cython.pointer(Cold) = cython.address(t.cold[t.n_cold])
+    t.n_cold += 1
+    c.kind = COLD_MEM
+    c.hole = jcc_hole(e, CC_A)
+    c.address = a[0]
+    c.site = site
+    gs_op_index(e, 0x03, S1, S2, off.page[t.table])
+
+
+def load(e, size, host):
+    """host := zero-extended [s1] of 2, 4 or 8 bytes."""
+    if size == 2:
+        op_mem(e, 0, 4, 0x1B7, host, S1)
+    else:
+        op_mem(e, 0, size, 0x8B, host, S1)
+
+
+def write_reg(e, size, r, host):
+    """Guest register r := host register, by operand size (2: in part, 4: zero-extended)."""
+    if r >= 14:
+        if size == 2:
+            gs_op(e, 2, 0x89, host, off.r[r])
+        else:
+            if size == 4:
+                mov_rr32(e, host, host)
+            gs_store(e, off.r[r], host)
+    elif size == 2:
+        op_rr(e, 2, 0x89, host, r)
+    elif size == 4:
+        mov_rr32(e, r, host)
+    else:
+        mov_rr(e, r, host)

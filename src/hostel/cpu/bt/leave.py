@@ -1,0 +1,165 @@
+"""Leaving a block: direct and indirect jumps, polls, sites, and the cold code behind a block."""
+
+import cython
+from cython.cimports.hostel.cpu.bt.address import address_to_s1
+from cython.cimports.hostel.cpu.bt.cache import (
+    SK_LINK,
+    SK_POLL,
+    SK_POLL_S1,
+    SK_STEP,
+    SK_STEP_S1,
+    SK_SYS,
+    add_fault,
+    add_site,
+)
+from cython.cimports.hostel.cpu.bt.emit import (
+    S1,
+    S2,
+    Code,
+    align_link,
+    fill_hole,
+    gs_load,
+    gs_op,
+    gs_op_index,
+    gs_store_imm32,
+    jcc_hole,
+    jmp_hole,
+    jmp_to,
+    mov_ri,
+    mov_rr32,
+    op_mem,
+    op_ri,
+    op_rr,
+    shift_ri,
+)
+from cython.cimports.hostel.cpu.bt.flags import clobber
+from cython.cimports.hostel.cpu.bt.insn import F_ALL
+from cython.cimports.hostel.cpu.bt.mmu import jump_hash
+from cython.cimports.hostel.cpu.bt.stubs import off
+from cython.cimports.hostel.cpu.bt.translation import (
+    COLD_CROSS,
+    COLD_EXIT,
+    COLD_MEM,
+    COLD_SITE,
+    FLAGS_HOST,
+    FLAGS_MEM,
+    Cold,
+)
+from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t
+
+
+def leave(t, site):
+    e: cython.pointer(Code) = cython.address(t.e)
+    gs_store_imm32(e, off.site, site)
+    jmp_to(e, t.m.leave_host if t.flags == FLAGS_HOST else t.m.leave_mem)
+
+
+def poll(t, kind, pc, reg):
+    """Read through VCpu.poll (docs above); no flags change."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    gs_load(e, reg, off.poll)
+    add_fault(t.m, e.p, add_site(t.m, kind, pc, t.block), t.flags == FLAGS_HOST)
+    op_mem(e, 0, 8, 0x8B, reg, reg)
+
+
+def cut(t, pc, opsize):
+    if opsize == 8:
+        return pc
+    return cython.cast(uint32_t, pc) if opsize == 4 else cython.cast(uint16_t, pc)
+
+
+def same_page(t, target):
+    """Whether target lies in the page of the block's start (offsets in CS; CS's base need not be aligned)."""
+    return target - t.first_pc + t.page_offset < 4096
+
+
+def exit_to(t, target, backward, far):
+    """Go on at a known address. far: go through the jump cache in any case."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    if t.single:
+        leave(t, add_site(t.m, SK_STEP, target, t.block))
+        return
+    if backward:
+        poll(t, SK_POLL, target, S1)
+    if far or not same_page(t, target):
+        clobber(t, F_ALL)
+        mov_ri(e, S1, target)
+        gs_op(e, 4, 0xFF, 4, off.jump_cache[t.table] + 8 * jump_hash(target))
+        return
+    align_link(e, 1)
+    c: cython.pointer(Cold) = cython.address(t.cold[t.n_cold])
+    t.n_cold += 1
+    c.kind = COLD_EXIT
+    c.hole = jmp_hole(e)
+    c.target = target
+    c.flags = t.flags
+
+
+def exit_s1(t):
+    """Go on at the address in s1."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    if t.single:
+        leave(t, add_site(t.m, SK_STEP_S1, 0, t.block))
+        return
+    clobber(t, F_ALL)  # by way of s2 only
+    poll(t, SK_POLL_S1, 0, S2)
+    mov_rr32(e, S2, S1)
+    shift_ri(e, 4, 5, S2, 12)
+    op_rr(e, 4, 0x33, S2, S1)
+    op_ri(e, 4, 4, S2, 4095)
+    gs_op_index(e, 0xFF, 4, S2, off.jump_cache[t.table])
+
+
+def side_exit(t, hole, target):
+    """A conditional jump's taken side; any poll was made before."""
+    c: cython.pointer(Cold) = cython.address(t.cold[t.n_cold])
+    t.n_cold += 1
+    c.kind = COLD_EXIT if same_page(t, target) and not t.single else COLD_CROSS
+    c.hole = hole
+    c.target = target
+    c.flags = t.flags
+    c.backward = False
+
+
+def cold_site(t, cc, site):
+    """If cc: leave at the site. The guest's flags are put away."""
+    c: cython.pointer(Cold) = cython.address(t.cold[t.n_cold])
+    t.n_cold += 1
+    c.kind = COLD_SITE
+    c.hole = jcc_hole(cython.address(t.e), cc)
+    c.site = site
+
+
+def monitor_site(t, i):
+    """A site at which the monitor runs instruction i; where it goes on is up to the caller."""
+    site: uint32_t = add_site(t.m, SK_SYS, t.insns[i].pc, t.block)
+    t.m.pool[t.m.n_pool] = t.insns[i]
+    t.m.sites[site].extra = t.m.n_pool
+    t.m.n_pool += 1
+    return site
+
+
+def cold_code(t):
+    e: cython.pointer(Code) = cython.address(t.e)
+    i: cython.int = 0
+    site: uint32_t
+    while i < t.n_cold:
+        c: cython.pointer(Cold) = cython.address(t.cold[i])
+        fill_hole(c.hole, e.p)
+        if c.kind == COLD_MEM:
+            t.flags = FLAGS_MEM
+            address_to_s1(t, cython.address(c.address))
+            leave(t, c.site)
+        elif c.kind == COLD_SITE:
+            t.flags = FLAGS_MEM
+            leave(t, c.site)
+        elif c.kind == COLD_EXIT:
+            t.flags = c.flags
+            site = add_site(t.m, SK_LINK, c.target, t.block)
+            t.m.sites[site].host = cython.cast(uint32_t, c.hole - t.m.code)
+            t.m.sites[site].access = cython.cast(uint8_t, c.flags)
+            leave(t, site)
+        else:
+            t.flags = c.flags
+            exit_to(t, c.target, c.backward, True)
+        i += 1

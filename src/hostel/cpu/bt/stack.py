@@ -1,0 +1,143 @@
+"""PUSH, POP, CALL, RET and indirect jumps."""
+
+import cython
+from cython.cimports.hostel.cpu.bt.address import check_access, guest_reg_to, load, operand_address, stack_address
+from cython.cimports.hostel.cpu.bt.emit import (
+    S1,
+    S2,
+    Code,
+    e1,
+    e4,
+    gs_load,
+    gs_op,
+    gs_store,
+    lea,
+    mov_ri,
+    mov_rr32,
+    op_mem,
+    op_rr,
+)
+from cython.cimports.hostel.cpu.bt.insn import REG_NONE, Insn
+from cython.cimports.hostel.cpu.bt.leave import cut, exit_s1
+from cython.cimports.hostel.cpu.bt.stubs import off
+from cython.cimports.hostel.cpu.bt.translation import Address
+from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, ACCESS_WRITE
+from cython.cimports.libc.stdint import int32_t, int64_t, uint32_t
+
+
+def push_value(t, i, size, source, imm):
+    """Push host register `source` (not s1), or guest r14/r15 by number, or with source < 0 a constant."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    a: Address
+    stack_address(t, -size, cython.address(a))
+    check_access(t, i, cython.address(a), size, ACCESS_WRITE)
+    if source < 0:
+        if size != 8 or fits32(imm):
+            op_mem(e, 0, size, 0xC7, 0, S1)
+            if size == 2:
+                e1(e, cython.cast(cython.int, imm & 0xFF))
+                e1(e, cython.cast(cython.int, imm >> 8 & 0xFF))
+            else:
+                e4(e, cython.cast(uint32_t, imm))
+        else:
+            mov_ri(e, S2, imm)
+            op_mem(e, 0, size, 0x89, S2, S1)
+    else:
+        if source >= 14:
+            gs_load(e, S2, off.r[source])
+            source = S2
+        op_mem(e, 0, size, 0x89, source, S1)
+    lea(e, t.stack_size, 4, 4, REG_NONE, 0, -size)
+
+
+def fits32(imm):
+    return cython.cast(int64_t, imm) == cython.cast(int32_t, imm)
+
+
+def gen_push(t, i):
+    insn: cython.pointer(Insn) = cython.address(t.insns[i])
+    e: cython.pointer(Code) = cython.address(t.e)
+    a: Address
+    if insn.has_modrm and insn.mod != 3:
+        operand_address(t, insn, cython.address(a))
+        check_access(t, i, cython.address(a), insn.opsize, ACCESS_READ)
+        load(e, insn.opsize, S2)
+        gs_store(e, off.scratch + 16, S2)
+        stack_address(t, -cython.cast(int64_t, insn.opsize), cython.address(a))
+        check_access(t, i, cython.address(a), insn.opsize, ACCESS_WRITE)
+        gs_load(e, S2, off.scratch + 16)
+        op_mem(e, 0, insn.opsize, 0x89, S2, S1)
+        lea(e, t.stack_size, 4, 4, REG_NONE, 0, -cython.cast(int64_t, insn.opsize))
+    elif insn.imm_size:
+        push_value(t, i, insn.opsize, -1, insn.imm)
+    else:
+        push_value(t, i, insn.opsize, insn.rm, 0)
+
+
+def gen_pop(t, i):
+    insn: cython.pointer(Insn) = cython.address(t.insns[i])
+    e: cython.pointer(Code) = cython.address(t.e)
+    size: cython.int = insn.opsize
+    a: Address
+    stack_address(t, 0, cython.address(a))
+    check_access(t, i, cython.address(a), size, ACCESS_READ)
+    if insn.has_modrm and insn.mod != 3:
+        load(e, size, S2)
+        gs_store(e, off.scratch + 16, S2)
+        operand_address(t, insn, cython.address(a))
+        if a.base == 4:  # the address is computed after rsp moved (SDM, POP)
+            a.disp += size
+        check_access(t, i, cython.address(a), size, ACCESS_WRITE)
+        gs_load(e, S2, off.scratch + 16)
+        op_mem(e, 0, size, 0x89, S2, S1)
+        lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
+        return
+    if insn.rm == 4:
+        lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
+        op_mem(e, 0, size, 0x8B, 4, S1)
+    elif insn.rm >= 14:
+        op_mem(e, 0, size, 0x8B, S1, S1)
+        if size == 2:
+            gs_op(e, 2, 0x89, S1, off.r[insn.rm])
+        else:
+            gs_store(e, off.r[insn.rm], S1)
+        lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
+    else:
+        op_mem(e, 0, size, 0x8B, insn.rm, S1)
+        lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
+
+
+def gen_indirect(t, i, call):
+    insn: cython.pointer(Insn) = cython.address(t.insns[i])
+    e: cython.pointer(Code) = cython.address(t.e)
+    size: cython.int = insn.opsize
+    a: Address
+    if insn.mod != 3:
+        operand_address(t, insn, cython.address(a))
+        check_access(t, i, cython.address(a), size, ACCESS_READ)
+        load(e, size, S1)
+    elif size == 8:
+        guest_reg_to(e, insn.rm, S1)
+    else:
+        guest_reg_to(e, insn.rm, S1)
+        if size == 4:
+            mov_rr32(e, S1, S1)
+        else:
+            op_rr(e, 4, 0x1B7, S1, S1)
+    if call:
+        gs_store(e, off.scratch + 16, S1)
+        push_value(t, i, size, -1, cut(t, insn.pc + insn.length, size))
+        gs_load(e, S1, off.scratch + 16)
+    exit_s1(t)
+
+
+def gen_ret(t, i):
+    insn: cython.pointer(Insn) = cython.address(t.insns[i])
+    e: cython.pointer(Code) = cython.address(t.e)
+    size: cython.int = insn.opsize
+    a: Address
+    stack_address(t, 0, cython.address(a))
+    check_access(t, i, cython.address(a), size, ACCESS_READ)
+    load(e, size, S1)
+    lea(e, t.stack_size, 4, 4, REG_NONE, 0, size + cython.cast(int64_t, insn.imm if insn.imm_size else 0))
+    exit_s1(t)

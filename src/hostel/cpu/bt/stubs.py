@@ -1,0 +1,181 @@
+"""The machine code around translated blocks: the way in, the way out, the second jump cache; fields' offsets from GS."""
+
+import cython
+from cython.cimports.hostel.cpu.bt.emit import (
+    CC_NE,
+    S1,
+    S2,
+    Code,
+    e1,
+    e4,
+    fill_hole,
+    gs_load,
+    gs_op,
+    gs_op_index,
+    gs_store,
+    gs_store_imm32,
+    jcc_hole,
+    jmp_to,
+    mov_ri,
+    nops,
+    shift_ri,
+)
+from cython.cimports.hostel.cpu.bt.flags import emit_save_flags
+from cython.cimports.hostel.cpu.bt.system import feature_present
+from cython.cimports.libc.stdint import uint8_t, uint32_t
+
+_avx = cython.declare(cython.bint)  # the host has AVX: vector registers are 32 bytes
+
+
+def prepare(m, c):
+    """Compute field offsets and emit the stubs; once a machine, before anything is translated."""
+    global _avx
+    base: cython.size_t = cython.cast(cython.size_t, c)
+    i: cython.int
+    for i in range(16):
+        off.r[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.r[i])) - base)
+    for i in range(6):
+        off.seg_base[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.seg[i].base)) - base)
+    for i in range(3):
+        off.tag_r[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.tag_r[i][0])) - base)
+        off.tag_w[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.tag_w[i][0])) - base)
+        off.page[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.page[i][0])) - base)
+        off.jump_cache[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.jump_cache[i][0])) - base)
+    off.poll = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.poll)) - base)
+    off.flags_saved = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.flags_saved)) - base)
+    off.scratch = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.scratch[0])) - base)
+    off.site = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.site)) - base)
+    off.target = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.target)) - base)
+    off.host_pc = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.host_pc)) - base)
+    off.host_rsp = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.host_rsp)) - base)
+    off.ymm = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.ymm[0])) - base)
+    off.fx = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.fx[0])) - base)
+    off.tsc_offset = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.tsc_offset)) - base)
+    off.tsc_aux = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_tsc_aux)) - base)
+    off.eflags = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.eflags)) - base)
+    off.mode = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.mode)) - base)
+    off.cr4 = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cr4)) - base)
+    off.irq_wait = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.irq_wait)) - base)
+    off.second_pc = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_pc[0])) - base)
+    off.second_key = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_key[0])) - base)
+    off.second_host = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_host[0])) - base)
+    off.kernel_gs_base = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_kernel_gs_base)) - base)
+    for i in range(3):
+        off.table_mode[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.table_mode[i])) - base)
+    for i in range(6):
+        off.selector[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.seg[i].selector)) - base)
+    _avx = feature_present(8)  # FE_AVX
+    e: Code
+    e.p = m.free
+    # enter(): from the monitor to c.host_pc; System V callee-saved registers are kept on the host's stack
+    m.enter = e.p
+    e1(cython.address(e), 0x53)
+    e1(cython.address(e), 0x55)
+    for i in range(12, 16):
+        e1(cython.address(e), 0x41)
+        e1(cython.address(e), 0x50 | (i & 7))
+    e1(cython.address(e), 0x50)
+    gs_store(cython.address(e), off.host_rsp, 4)
+    vectors(cython.address(e), False)
+    for i in range(14):
+        gs_load(cython.address(e), i, off.r[i])
+    gs_load(cython.address(e), S1, off.target)
+    gs_op(cython.address(e), 4, 0xFF, 4, off.host_pc)
+    align(cython.address(e), 16)
+    # leave: back to the monitor; leave_host puts the flags away first
+    m.leave_host = e.p
+    emit_save_flags(cython.address(e))
+    m.leave_mem = e.p
+    for i in range(14):
+        gs_store(cython.address(e), off.r[i], i)
+    gs_store(cython.address(e), off.target, S1)
+    vectors(cython.address(e), True)
+    e1(cython.address(e), 0xFC)  # cld, as the ABI wants it
+    gs_load(cython.address(e), 4, off.host_rsp)
+    e1(cython.address(e), 0x58)
+    i = 15
+    while i >= 12:
+        e1(cython.address(e), 0x41)
+        e1(cython.address(e), 0x58 | (i & 7))
+        i -= 1
+    e1(cython.address(e), 0x5D)
+    e1(cython.address(e), 0x5B)
+    e1(cython.address(e), 0xC3)
+    align(cython.address(e), 16)
+    # miss: the target in s1 isn't (alone) in the jump cache; look in the second one before leaving
+    m.miss = e.p
+    e1(cython.address(e), 0x45)  # imul s2d, s1d, 0x9E3779B1
+    e1(cython.address(e), 0x69)
+    e1(cython.address(e), 0xFE)
+    e4(cython.address(e), 0x9E3779B1)
+    shift_ri(cython.address(e), 4, 5, S2, 20)
+    gs_op_index(cython.address(e), 0x3B, S1, S2, off.second_pc)
+    hole: cython.pointer(uint8_t) = jcc_hole(cython.address(e), CC_NE)
+    gs_load(cython.address(e), S1, off.mode)  # and jump_generation
+    gs_op_index(cython.address(e), 0x3B, S1, S2, off.second_key)
+    stale: cython.pointer(uint8_t) = jcc_hole(cython.address(e), CC_NE)
+    gs_op_index(cython.address(e), 0xFF, 4, S2, off.second_host)
+    fill_hole(stale, e.p)
+    gs_op_index(cython.address(e), 0x8B, S1, S2, off.second_pc)
+    fill_hole(hole, e.p)
+    m.look_up = e.p
+    gs_store_imm32(cython.address(e), off.site, 0)
+    jmp_to(cython.address(e), m.leave_mem)
+    align(cython.address(e), 16)
+    # fxsave64 / fxrstor64 gs:[fx]; the host's own control words come back with the save
+    m.fx_save = e.p
+    fx(cython.address(e), 0)
+    e1(cython.address(e), 0xDB)
+    e1(cython.address(e), 0xE3)
+    mov_ri(cython.address(e), 0, 0x1F80)
+    gs_store(cython.address(e), off.scratch, 0)
+    e1(cython.address(e), 0x65)  # ldmxcsr gs:[scratch]
+    e1(cython.address(e), 0x0F)
+    e1(cython.address(e), 0xAE)
+    e1(cython.address(e), 0x14)
+    e1(cython.address(e), 0x25)
+    e4(cython.address(e), off.scratch)
+    e1(cython.address(e), 0xC3)
+    align(cython.address(e), 16)
+    m.fx_restore = e.p
+    fx(cython.address(e), 1)
+    e1(cython.address(e), 0xC3)
+    align(cython.address(e), 64)
+    m.free = e.p
+    m.start = e.p
+
+
+def fx(e, digit):
+    e1(e, 0x65)
+    e1(e, 0x48)
+    e1(e, 0x0F)
+    e1(e, 0xAE)
+    e1(e, 0x04 | digit << 3)
+    e1(e, 0x25)
+    e4(e, off.fx)
+
+
+def vectors(e, store):
+    i: cython.int
+    for i in range(16):
+        e1(e, 0x65)
+        if _avx:  # vmovdqu
+            e1(e, 0xC5)
+            e1(e, 0x7E if i & 8 else 0xFE)
+            e1(e, 0x7F if store else 0x6F)
+        else:  # movups
+            if i & 8:
+                e1(e, 0x44)
+            e1(e, 0x0F)
+            e1(e, 0x11 if store else 0x10)
+        e1(e, 0x04 | (i & 7) << 3)
+        e1(e, 0x25)
+        e4(e, off.ymm + 32 * i)
+    if store and _avx:
+        e1(e, 0xC5)  # vzeroupper
+        e1(e, 0xF8)
+        e1(e, 0x77)
+
+
+def align(e, n):
+    nops(e, cython.cast(cython.int, (n - cython.cast(cython.size_t, e.p) % n) % n))
