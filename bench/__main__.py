@@ -1,0 +1,129 @@
+"""``python -m bench``: run the peers in turn, print the table. Exit status: 0, 1 where a peer failed, 2 where what
+there is to compare with is missing or the command line is wrong."""
+
+import argparse
+import contextlib
+import signal
+import sys
+from pathlib import Path
+
+from bench import guest, host, qemu
+from bench.errors import BenchError, Missing
+from bench.hostel import Hostel
+from bench.native import Native
+from bench.peer import Peer
+from bench.qemu import Qemu
+from bench.report import Report, Result
+from bench.row import Context
+from bench.rows import GROUPS, select
+from hostel.base.errors import HostelError
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+PEERS: tuple[type[Peer], ...] = (Hostel, Qemu, Native)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="hostel beside QEMU's TCG on this machine.")
+    parser.add_argument("--runs", type=int, metavar="N", help="runs, of which medians are taken (default: 5)")
+    parser.add_argument("--rows", default="", metavar="A,B", help="only these rows or groups; --list names them")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, one run: to see that it works")
+    parser.add_argument("--docs", action="store_true", help=f"also put the table into {DOCUMENT.relative_to(ROOT)}")
+    parser.add_argument("--list", action="store_true", help="name the rows and leave")
+    args = parser.parse_args(argv)
+    args.runs = args.runs if args.runs is not None else 1 if args.quick else 5
+    if args.runs < 1:
+        parser.error("--runs: at least 1")
+    try:
+        args.rows = select([name for name in args.rows.split(",") if name])
+    except KeyError as e:
+        parser.error(f"--rows: there is no {e.args[0]}; --list names what there is")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    if args.list:
+        for group, rows in GROUPS.items():
+            print(f"{group}:", *(f"  {row.key:16} {row.title}" for row in rows), sep="\n")
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no machine is left behind
+    try:
+        qemu.check_installed()
+        boot = guest.micro()
+        report = Report(
+            host.describe(), {peer.name: peer(boot).version() for peer in PEERS},
+            f"Linux {boot.kernel_version}, {guest.MEMORY_MIB} MiB, 1 vCPU", args.quick, args.runs,
+        )
+        return measure(args, boot, report)
+    except Missing as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 2
+    except BenchError as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def measure(args: argparse.Namespace, boot: guest.Guest, report: Report) -> int:
+    """All runs, and what they found; after a failure, what was found until then."""
+    report.results = [Result(row) for row in args.rows]
+    busy, error = [], ""
+    try:
+        for number in range(args.runs):
+            busy.append(host.busy_share())
+            if number == 0 and busy[0] > host.QUIET:
+                print(f"bench: this machine isn't quiet: others use {busy[0]:.0%} of it", file=sys.stderr)
+            run_round(report, boot, Context(args.quick), number)
+    except (BenchError, HostelError, OSError) as e:
+        error = str(e)
+    say("")
+    if max(busy) > host.QUIET:
+        report.warnings.append(
+            f"Not quiet: before the runs, others used {min(busy):.0%} to {max(busy):.0%} of the machine."
+        )
+    if args.quick:
+        report.warnings.append("Quick: a tenth of the work, so the rows' titles don't hold.")
+    if error:
+        report.warnings.append(f"Incomplete: {error}")
+    report.results = [result for result in report.results if result.rounds]
+    print(report.markdown())
+    if error:
+        print(f"bench: {error}", file=sys.stderr)
+    print(f"bench: all values are in {report.save(RESULTS)}", file=sys.stderr)
+    if args.docs and not error:
+        report.write_into(DOCUMENT)
+    return 1 if error else 0
+
+
+def run_round(report: Report, boot: guest.Guest, context: Context, number: int) -> None:
+    """One run: start every peer, measure every row on all of them, end them. Who goes first changes with each run."""
+    peers = [peer(boot) for peer in PEERS]
+    if number % 2:
+        peers[:2] = reversed(peers[:2])
+    with contextlib.ExitStack() as stack:
+        for peer in peers:
+            stack.callback(peer.close)
+        try:
+            for peer in peers:
+                say(f"run {number + 1}: starting {peer.title}")
+                peer.start()
+            for result in report.results:
+                say(f"run {number + 1}: {result.row.title}")
+                result.rounds.append(result.row.measure(peers, context))
+        except (BenchError, HostelError, OSError):
+            say("a peer failed")
+            report.diagnosis = {peer.name: peer.diagnosis() for peer in peers}
+            raise
+
+
+def say(text: str) -> None:
+    """Progress, on a terminal only: the table is all of the output."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What all peers run: one kernel, one initramfs, one command line, one busybox."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BenchError
+
+MEMORY_MIB = 512
+# The kernel's first words come on the serial port as soon as it has read its command line, milliseconds after its
+# entry, and the same in every machine; "quiet", which stands behind, then keeps the port out of the measurement.
+EARLY = "earlyprintk=serial,ttyS0,115200"
+
+
+@dataclass(frozen=True)
+class Guest:
+    kernel: Path
+    initrd: Path
+    cmdline: str
+    kernel_version: str
+
+    def busybox(self) -> bytes:
+        """The busybox of the initramfs, for the runs on the host itself."""
+        return find_file(self.initrd.read_bytes(), "bin/busybox")
+
+
+def micro() -> Guest:
+    """hostel's default image, made on first use."""
+    from hostel.base.errors import HostelError
+    from hostel.images import store
+
+    try:
+        image = store.ensure("micro")
+    except HostelError as e:
+        raise BenchError(str(e)) from e
+    return Guest(image.kernel, image.initrd, f"{EARLY} {image.cmdline}", image.kernel_version)
+
+
+def find_file(archive: bytes, wanted: str) -> bytes:
+    """One file of an uncompressed cpio archive ("newc": kernel, early-userspace/buffer-format)."""
+    at = 0
+    while archive[at : at + 6] == b"070701":
+        fields = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
+        size, name_size = fields[6], fields[11]
+        name = archive[at + 110 : at + 110 + name_size - 1].decode(errors="replace")
+        data = _aligned(at + 110 + name_size)
+        if name == wanted:
+            return archive[data : data + size]
+        at = _aligned(data + size)
+    raise BenchError(f"the initramfs is no plain cpio archive with {wanted} in it")
+
+
+def _aligned(offset: int) -> int:
+    return (offset + 3) & ~3

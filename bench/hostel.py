@@ -1,0 +1,76 @@
+"""hostel as a peer: what a user types, ``hostel run --kernel ... --initrd ... --append ...``."""
+
+import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.guest import MEMORY_MIB
+from bench.peer import Peer
+
+_numbers = itertools.count(1)
+
+
+def program() -> list[str]:
+    """The hostel of this Python's environment."""
+    beside = Path(sys.executable).with_name("hostel")
+    return [str(beside)] if beside.exists() else [sys.executable, "-m", "hostel.cli.main"]
+
+
+class Hostel(Peer):
+    name = "hostel"
+    title = "hostel"
+    _name = ""                # the VM's, once there is one
+
+    def command(self) -> list[str]:
+        self._name = f"bench-{os.getpid()}-{next(_numbers)}"
+        return [
+            *program(), "run", "--name", self._name, "--rm", "--cpus", "1", "--memory", f"{MEMORY_MIB}M",
+            "--kernel", str(self.guest.kernel), "--initrd", str(self.guest.initrd), "--append", self.guest.cmdline,
+        ]
+
+    @property
+    def pid(self) -> int:
+        """The worker's."""
+        from hostel.client.vm import VM
+
+        return VM.get(self._name).state.pid
+
+    def version(self) -> str:
+        from hostel._version import __version__
+
+        here = Path(__file__).resolve().parent.parent
+        if shutil.which("git") and (here / ".git").exists():
+            described = subprocess.run(
+                ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True
+            ).stdout.strip()
+            return f"{__version__} ({described})" if described else __version__
+        return __version__
+
+    def diagnosis(self) -> dict[str, Any]:
+        """Its counters, two seconds apart: where a guest hangs, they tell in what."""
+        from hostel.base.errors import HostelError
+        from hostel.client.vm import VM
+
+        try:
+            vm = VM.get(self._name)
+            first = vm.inspect()
+            time.sleep(2.0)
+            return {"first": first, "then": vm.inspect(), "console": vm.logs().decode(errors="replace")[-4000:]}
+        except HostelError as e:
+            return {"error": str(e)}
+
+    def close(self) -> None:
+        from hostel.base.errors import HostelError
+        from hostel.client.vm import VM
+
+        with contextlib.suppress(HostelError):
+            VM.get(self._name).kill()
+        super().close()
+        with contextlib.suppress(HostelError):
+            VM.get(self._name).rm(force=True)

@@ -1,0 +1,108 @@
+"""A peer: a shell in a machine (or on the host), driven over a console, whose costs can be read from /proc."""
+
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from bench.console import Console
+from bench.errors import BenchError
+from bench.guest import Guest
+
+BOOT_TIMEOUT = 120.0      # seconds; a busy machine may need many times what a quiet one does
+COMMAND_TIMEOUT = 600.0
+PROMPT = rb"# (?:\x1b\[6n)?"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A script's time in seconds and what it printed."""
+
+    seconds: float
+    output: str
+
+
+class Peer:
+    """``start`` it, ``run`` scripts in its shell, ``close`` it. A subclass says how it is started.
+
+    ``spawned``, ``first_message`` and ``prompt`` are instants of the start, in seconds of ``time.monotonic()``.
+    """
+
+    name = ""                 # in results
+    title = ""                # in the table
+    is_machine = True         # boots a kernel, and has a guest's memory
+
+    def __init__(self, guest: Guest):
+        self.guest = guest
+        self.spawned = self.first_message = self.prompt = 0.0
+        self._process: subprocess.Popen | None = None
+        self._console: Console | None = None
+
+    # -- what a subclass says
+
+    def command(self) -> list[str]:
+        """What starts it, with its console on stdin and stdout."""
+        raise NotImplementedError
+
+    def version(self) -> str:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str] | None:
+        """The environment of ``command``; None: ours."""
+        return None
+
+    def preparation(self) -> str:
+        """The first line that its shell is given: it goes where files may be made, and sets BUSYBOX."""
+        return "BUSYBOX=/bin/busybox; cd /tmp"
+
+    def diagnosis(self) -> dict[str, Any]:
+        """What it knows about itself, for a run that failed."""
+        return {}
+
+    @property
+    def pid(self) -> int:
+        """The process that runs the guest."""
+        assert self._process
+        return self._process.pid
+
+    # -- the rest
+
+    def start(self) -> None:
+        """Return once its shell has said its prompt."""
+        self.spawned = time.monotonic()
+        try:
+            self._process = subprocess.Popen(
+                self.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                env=self.environment(), bufsize=0,
+            )
+        except OSError as e:
+            raise BenchError(f"can't start {self.title}: {e}") from e
+        self._console = Console(self._process, self.title)
+        if self.is_machine:
+            self.first_message, _, _ = self._console.expect(rb"Linux version", BOOT_TIMEOUT)
+            self.prompt, _, _ = self._console.expect(PROMPT, BOOT_TIMEOUT)
+        self.run(self.preparation())
+
+    def run(self, script: str) -> Ran:
+        """Run one line of shell; its time is that between two marks that the shell itself prints.
+
+        The quotes in the middle of the marks keep the echo of what was typed from looking like them.
+        """
+        assert self._console
+        self._console.type(f"echo @''BEGIN; {{ {script}; }} </dev/null; echo @''END $?\n")
+        begun, _, _ = self._console.expect(rb"@BEGIN\r?\n", COMMAND_TIMEOUT)
+        ended, end, output = self._console.expect(rb"@END (\d+)\r?\n", COMMAND_TIMEOUT)
+        text = output.decode(errors="replace").replace("\r", "").strip()
+        if end[1] != b"0":
+            raise BenchError(f"{self.title}: '{script}' ended with status {end[1].decode()}: {text[-300:]}")
+        return Ran(ended - begun, text)
+
+    def close(self) -> None:
+        """End it, whatever state it is in."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe:
+                    pipe.close()
+            self._process = None

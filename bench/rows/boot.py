@@ -1,0 +1,35 @@
+"""From nothing to a shell."""
+
+import subprocess
+import time
+from collections.abc import Sequence
+
+from bench.errors import BenchError
+from bench.hostel import program
+from bench.peer import Peer
+from bench.row import Context, Goal, Row, Values, each
+
+
+def measure_command(peers: Sequence[Peer], context: Context) -> Values:
+    """``hostel run -- true`` as a user types it, start to end, beside the peers' start to a prompt: they have no
+    such command, and their end isn't counted."""
+    values = {peer.name: peer.prompt - peer.spawned for peer in peers if peer.is_machine}
+    begun = time.monotonic()
+    done = subprocess.run([*program(), "run", "--", "true"], capture_output=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise BenchError(f"'hostel run -- true' ended with status {done.returncode}: {done.stderr.decode()[-300:]}")
+    values["hostel"] = time.monotonic() - begun
+    return values
+
+
+ROWS = [
+    Row(
+        "boot-kernel", "boot: kernel's first message to a shell prompt", "s",
+        each(lambda peer, context: peer.prompt - peer.first_message), Goal(speed=1 / 1.5),
+    ),
+    Row(
+        "boot-start", "boot: start of the process to a shell prompt", "s",
+        each(lambda peer, context: peer.prompt - peer.spawned),
+    ),
+    Row("boot-command", "`hostel run -- true`, whole; QEMU's start to a prompt", "s", measure_command),
+]

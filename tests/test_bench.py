@@ -1,0 +1,228 @@
+"""The harness of ``make bench``: that it counts right. No time is asserted; the machine may be busy."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bench import guest, process
+from bench.__main__ import main, parse
+from bench.console import Console
+from bench.errors import BenchError
+from bench.native import Native
+from bench.report import BEGIN, END, Report, Result
+from bench.row import Context, Goal, Row, each, timed
+from bench.rows import GROUPS, select
+
+from hostel.images import cpio
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class FakePeer:
+    """A shell of the host in a machine's place."""
+
+    is_machine = True
+
+    def __init__(self, name="hostel", answer="1"):
+        self.name = self.title = name
+        self.answer = answer
+        self.scripts = []
+
+    def run(self, script):
+        from bench.peer import Ran
+
+        self.scripts.append(script)
+        return Ran(2.0, self.answer)
+
+
+def report(**changes):
+    row = Row("fork", "forks", "s", each(lambda peer, context: 1.0), Goal(speed=0.7))
+    rounds = [{"hostel": 1.0, "qemu": 2.0, "native": 0.1}, {"hostel": 3.0, "qemu": 3.0}, {"hostel": 2.0, "qemu": 8.0}]
+    host = {"cpu": "a CPU", "cores": 2, "memory_gib": 4.0, "kernel": "6.1", "load_average": 0.1}
+    versions = {"hostel": "0.1.0", "qemu": "QEMU 7"}
+    return Report(host, versions, "Linux", False, 3, [], [Result(row, rounds)], **changes)
+
+
+def test_rows_have_distinct_names():
+    rows = [row for members in GROUPS.values() for row in members]
+    names = [row.key for row in rows] + list(GROUPS)
+    assert len({row.key for row in rows}) == len(rows)
+    assert [row.key for row in select([])] == [row.key for row in rows]
+    assert len({row.title for row in rows}) == len(rows)
+    assert all(name == name.strip() and "," not in name for name in names)
+
+
+def test_select_by_row_and_group():
+    assert [row.key for row in select(["fork", "boot"])] == ["boot-kernel", "boot-start", "boot-command", "fork"]
+    with pytest.raises(KeyError):
+        select(["frok"])
+
+
+@pytest.mark.parametrize("argv", [["--rows", "frok"], ["--runs", "0"], ["--nonsense"]])
+def test_a_wrong_command_line_has_status_2(argv):
+    with pytest.raises(SystemExit) as e:
+        parse(argv)
+    assert e.value.code == 2
+
+
+def test_the_ratio_is_taken_within_a_run():
+    result = report().results[0]
+    assert result.speeds("qemu") == [2.0, 1.0, 4.0]
+    assert (result.median("hostel"), result.median("qemu"), result.median("native")) == (2.0, 3.0, 0.1)
+    assert result.reached() is True
+    slow = Result(Row("a", "a", "s", each(lambda peer, context: 1.0), Goal(speed=2.1)), result.rounds)
+    assert slow.reached() is False
+    assert "✗" in Report({**report().host}, report().versions, "", False, 1, [], [slow]).markdown()
+
+
+def test_a_goal_for_hostels_own_value():
+    assert Goal(most=2).reached(1.9, 0.1) is True
+    assert Goal(most=2).reached(2.1, 9.0) is False
+    assert Goal().reached(1.0, 1.0) is None
+
+
+def test_the_table_goes_between_the_documents_marks(tmp_path):
+    document = tmp_path / "page.md"
+    document.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    report().write_into(document)
+    text = document.read_text()
+    assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
+    assert "| forks |" in text and "2 ×" in text and "1 – 4" in text and "≥ 0.7 × ✓" in text
+    report().write_into(document)
+    assert document.read_text().count("| forks |") == 1
+
+
+def test_the_projects_document_has_a_place_for_the_table():
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert text.count(BEGIN) == 1 and text.count(END) == 1
+
+
+def test_json_holds_every_value(tmp_path):
+    data = json.loads(report().save(tmp_path).read_text())
+    assert data["rows"]["fork"]["rounds"][2] == {"hostel": 2.0, "qemu": 8.0}
+    assert data["rows"]["fork"]["reached"] is True
+
+
+def test_a_quick_row_does_a_tenth_and_cleans_up():
+    peer = FakePeer()
+    assert timed("work %d", 50, "make %d", "rm data")([peer], Context(quick=True)) == {"hostel": 2.0}
+    assert peer.scripts == ["make 5", "work 5", "rm data"]
+
+
+def test_peers_must_agree():
+    with pytest.raises(BenchError, match="different results"):
+        timed("work", 1)([FakePeer("hostel", "1"), FakePeer("qemu", "2")], Context())
+
+
+def test_a_file_of_the_initramfs():
+    tree = cpio.Tree()
+    tree.file("bin/odd", b"12345")
+    tree.file("bin/busybox", b"the busybox")
+    assert guest.find_file(tree.pack(), "bin/busybox") == b"the busybox"
+    with pytest.raises(BenchError):
+        guest.find_file(tree.pack(), "bin/none")
+
+
+def test_memory_beyond_leaves_the_guests_out(monkeypatch):
+    mib = 1 << 20
+    rows = [
+        process.Mapping(512 * mib, 80 * mib, "rw-p"),
+        process.Mapping(1024 * mib, 30 * mib, "rwxp"),   # QEMU's code cache is larger than the guest
+        process.Mapping(4096 * mib, 5 * mib, "rw-p"),
+        process.Mapping(4 * mib, 4 * mib, "r-xp"),
+    ]
+    monkeypatch.setattr(process, "mappings", lambda pid: rows)
+    assert process.memory_beyond(1, 512 * mib) == 39 * mib
+    # Merged with a neighbour of 3 MiB: the surplus counts as used.
+    rows[0] = process.Mapping(515 * mib, 80 * mib, "rw-p")
+    assert process.memory_beyond(1, 512 * mib) == 42 * mib
+    # Less of it resident than could hide: the whole of it counts.
+    rows[0] = process.Mapping(515 * mib, 2 * mib, "rw-p")
+    assert process.memory_beyond(1, 512 * mib) == 41 * mib
+
+
+def test_this_process_in_proc():
+    import os
+
+    before = process.cpu_seconds(os.getpid())
+    sum(range(3_000_000))
+    assert process.cpu_seconds(os.getpid()) > before
+    assert sum(m.rss for m in process.mappings(os.getpid())) > 1 << 20
+
+
+class Shell:
+    """``with Shell(script) as console``: a shell of the host behind a ``Console``."""
+
+    def __init__(self, script):
+        self.process = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+
+    def __enter__(self):
+        return Console(self.process, "the shell")
+
+    def __exit__(self, *error):
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_console_keeps_what_follows_a_match():
+    with Shell("printf 'one two'; exec cat") as console:
+        first, match, before = console.expect(rb"t(w)", 30)
+        assert (before, match[1]) == (b"one ", b"w")
+        console.type("three\n")
+        second, _, before = console.expect(rb"three\n", 30)
+        assert before == b"o " and second >= first
+
+
+def test_console_says_what_it_waited_for():
+    with Shell("echo hello; exec cat") as console:
+        _, _, before = console.expect(rb"\n", 30)
+        assert before == b"hello"
+        console.type("again, again\n")
+        console.expect(rb"again", 30)
+        with pytest.raises(BenchError, match="'never' within 0 s.*again"):
+            console.expect(rb"never", 0.01)
+    with Shell("echo oops") as console, pytest.raises(BenchError, match="ended too early.*oops"):
+        console.expect(rb"never", 30)
+
+
+@pytest.fixture
+def native(monkeypatch, tmp_path):
+    """The host as a peer, with its own busybox where it has one, else a shell that can do as much."""
+    shell = shutil.which("busybox") or shutil.which("sh")
+    monkeypatch.setattr(Native, "command", lambda self: [shell, *(["sh"] if shell.endswith("busybox") else [])])
+    monkeypatch.setattr(Native, "preparation", lambda self: "PATH=/bin:/usr/bin")
+    monkeypatch.setattr(guest.Guest, "busybox", lambda self: b"")
+    peer = Native(guest.Guest(tmp_path, tmp_path, "", ""))
+    peer.start()
+    yield peer
+    peer.close()
+    peer.close()  # harmless
+
+
+def test_run_returns_output_and_time(native):
+    ran = native.run("echo one; echo two")
+    assert ran.output == "one\ntwo" and ran.seconds >= 0
+    with pytest.raises(BenchError, match="status 3: why"):
+        native.run("echo why; (exit 3)")
+    assert native.run("cat; echo after").output == "after"  # a script has no input of the next ones
+
+
+def test_without_qemu_there_is_one_line_of_advice(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["--quick"]) == 2
+    printed = capsys.readouterr()
+    assert "apt-get install qemu-system-x86" in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU isn't installed")
+def test_one_quick_row_runs():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--rows", "boot-kernel,fork"], cwd=ROOT, capture_output=True,
+        text=True, timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kernel's first message" in done.stdout and "fork and exec" in done.stdout
