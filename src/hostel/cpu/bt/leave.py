@@ -45,6 +45,7 @@ from cython.cimports.hostel.cpu.bt.translation import (
     FLAGS_MEM,
     Cold,
 )
+from cython.cimports.hostel.cpu.bt.vcpu import JUMP_BITS, JUMP_SIZE
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t
 
 
@@ -104,9 +105,9 @@ def exit_s1(t):
     clobber(t, F_ALL)  # by way of s2 only
     poll(t, SK_POLL_S1, 0, S2)
     mov_rr32(e, S2, S1)
-    shift_ri(e, 4, 5, S2, 12)
+    shift_ri(e, 4, 5, S2, JUMP_BITS)
     op_rr(e, 4, 0x33, S2, S1)
-    op_ri(e, 4, 4, S2, 4095)
+    op_ri(e, 4, 4, S2, JUMP_SIZE - 1)
     gs_op_index(e, 0xFF, 4, S2, off.jump_cache[t.table])
 
 

@@ -1,5 +1,5 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from hostel.cpu.bt.vcpu cimport VCpu
+from hostel.cpu.bt.vcpu cimport JUMP_BITS, JUMP_SIZE, VCpu
 from hostel.memory.ram cimport Slot
 
 # Every function that returns int here: 0 = done, -1 = an exception is pending in c (exception_pending, exc_*).
@@ -47,7 +47,7 @@ cdef void jump_cache_insert(VCpu* c, int table, uint64_t pc, uint64_t host) noex
 cdef inline uint64_t empty_tag(int index) noexcept nogil:
     return (<uint64_t>(index ^ 1) << 12) | 1
 cdef inline int jump_hash(uint64_t pc) noexcept nogil:
-    return <int>((pc ^ (pc >> 12)) & 4095)
+    return <int>((pc ^ (pc >> JUMP_BITS)) & (JUMP_SIZE - 1))
 # Writes to guest-physical page `gpa` must be seen again (it now holds translated code): drop tag_w of entries for that host page.
 # Any thread may call it, after it has set slot.code[page] (lookup looks at that again after it fills an entry).
 cdef void protect_page(VCpu* c, uint8_t* host_page) noexcept nogil

@@ -24,6 +24,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_WRITE,
     FL_AC,
     ITLB_SIZE,
+    JUMP_SIZE,
     MODE_CODE64,
     TLB_COUNT,
     TLB_KERNEL,
@@ -718,7 +719,7 @@ def empty_tlb(c):
         c.itlb_global_count[t] = 0
         c.jump_local_count[t] = 0
         c.jump_global_count[t] = 0
-        for i in range(4096):
+        for i in range(JUMP_SIZE):
             c.jump_cache[t][i] = c.jump_miss
 
 

@@ -7,6 +7,8 @@ cdef enum:
     TLB_BITS = 12
     TLB_SIZE = 4096           # entries a table
     ITLB_SIZE = 256
+    JUMP_BITS = 14            # at 12 bits, half of the kernel's targets in a fork and exec evict one another
+    JUMP_SIZE = 16384         # entries of a jump cache
 
 cdef enum:                    # TLB tables: what may be touched depends on who asks
     TLB_USER = 0              # CPL 3
@@ -193,7 +195,7 @@ cdef struct VCpu:
     uint64_t itlb_va[TLB_COUNT][ITLB_SIZE]   # page address | 1 when empty
     uint64_t itlb_gpa[TLB_COUNT][ITLB_SIZE]
     uint8_t itlb_global[TLB_COUNT][ITLB_SIZE]
-    uint64_t jump_cache[TLB_COUNT][4096]     # host addresses of landing pads, hashed by target
+    uint64_t jump_cache[TLB_COUNT][JUMP_SIZE]     # host addresses of landing pads, hashed by target
     uint64_t jump_miss                       # what an empty jump_cache entry holds: the miss stub
     # -- which entries of these caches are in use, so that a flush costs what was filled (mmu.py)
     int32_t tlb_local_count[TLB_COUNT]
@@ -206,11 +208,11 @@ cdef struct VCpu:
     uint16_t tlb_global[TLB_COUNT][TLB_SIZE]
     uint16_t itlb_local[TLB_COUNT][ITLB_SIZE]
     uint16_t itlb_global_list[TLB_COUNT][ITLB_SIZE]
-    uint16_t jump_local[TLB_COUNT][4096]
-    uint16_t jump_global[TLB_COUNT][4096]
+    uint16_t jump_local[TLB_COUNT][JUMP_SIZE]
+    uint16_t jump_global[TLB_COUNT][JUMP_SIZE]
     uint8_t tlb_listed[TLB_COUNT][TLB_SIZE]  # bit 0: in the local list, bit 1: in the global one
     uint8_t itlb_listed[TLB_COUNT][ITLB_SIZE]
-    uint8_t jump_listed[TLB_COUNT][4096]
+    uint8_t jump_listed[TLB_COUNT][JUMP_SIZE]
     uint64_t jump_pages[64]                  # the jump cache may hold a target in that page (mmu._jump_bit)
     uint64_t large_pages[64]                 # bit (2 MiB region & 4095): TLBs may hold pieces of a large page there
     uint64_t giant_pages[64]                 # bit (1 GiB region & 4095): the same for pages of 1 GiB
