@@ -35,3 +35,25 @@ def start(fake, tmp_path):
         return VM(folder)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def micro():
+    """The micro image of this machine, made if need be; where that can't be, its tests are skipped."""
+    from hostel.base.errors import HostelError
+    from hostel.images import store as images
+
+    try:
+        return images.ensure("micro")
+    except HostelError as error:
+        pytest.skip(f"no micro image: {error}")
+
+
+@pytest.fixture
+def guests(micro, home):
+    """A home with the micro image and no VMs; whatever runs at the end is killed."""
+    home.mkdir()
+    (home / "images").symlink_to(micro.folder.parent)
+    yield
+    for folder in store.folders():
+        launch.kill(folder)

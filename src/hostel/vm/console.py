@@ -9,6 +9,7 @@ Runs on the loop's thread. ``port`` is the wire to the guest (``vm/machine.Seria
 
 import functools
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,13 @@ class Console:
             del self._typed[:taken]
             for client in self._clients:
                 client.connection.pause_reading(len(self._typed) >= _MAX_TYPED)
+
+    def last_word(self) -> str:
+        """Of a guest that failed: its panic, else the last line on its console."""
+        lines = [line.strip() for line in self._past.decode(errors="replace").splitlines() if line.strip()]
+        panics = [line for line in lines if "Kernel panic" in line]
+        word = (panics or lines or [""])[-1]
+        return re.sub(r"^\[ *[\d.]+\] *|[^ -~]+", "", word)[:120]
 
     def finish(self) -> None:
         """The VM has ended: let clients read the rest."""

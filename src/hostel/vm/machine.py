@@ -127,7 +127,7 @@ class Machine:
     def statistics(self) -> dict[str, Any]:
         return {
             "vcpus": [
-                {"exits": runner.statistics(), **runner.vcpu.statistics()} for runner in self._runners
+                {"exits": runner.statistics(), "engine": runner.vcpu.statistics()} for runner in self._runners
             ],
             "engine": self._engine.statistics(),
             "unclaimed": {"pio": self._pio.unclaimed, "mmio": self._mmio.unclaimed},

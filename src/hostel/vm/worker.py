@@ -9,6 +9,7 @@ A ``held`` VM belongs to a client's connection: when that closes, the VM ends. W
 """
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -166,18 +167,24 @@ class Worker:
         if what == "poweroff":
             self._end("poweroff")
         elif what in ("reset", "triple fault"):
-            self._reset(what)
+            # Later, when nothing here refers to the old machine any more: its memory must go before another comes.
+            self.loop.call_later(0, functools.partial(self._reset, what))
         else:
             self._end(what)
 
     def _reset(self, why: str) -> None:
         """A new machine in the old one's place: no state of the old one can be left."""
+        if self.ended:
+            return
         now = time.time()
         self._resets += 1
         booted = self.exec.ready
         self._quick_resets = 0 if booted or now - self._last_start > QUICK else self._quick_resets + 1
         if self._quick_resets >= MAX_QUICK_RESETS:
-            self._end(f"the guest doesn't boot: {self._quick_resets} resets in a row, the last by {_cause(why)}")
+            self._drain()
+            cause = "a triple fault" if why == "triple fault" else "the guest itself"
+            word = self.console.last_word()
+            self._end(f"the guest doesn't boot: {MAX_QUICK_RESETS} resets in a row, by {cause}{word and ': ' + word}")
             return
         paused = self.state.state == "paused"
         self._last_start = now
@@ -363,10 +370,6 @@ class Worker:
         if self._held and self._holder is connection:
             self._holder = None
             self._end("who started it ended")
-
-
-def _cause(why: str) -> str:
-    return "a triple fault" if why == "triple fault" else "the guest itself"
 
 
 def _tell(ready: int, word: dict) -> None:
