@@ -952,7 +952,7 @@ class BtVcpu(Vcpu):
                 c.host_pc = cython.cast(uint64_t, m.code + s.host + CHECK_LENGTH)
                 return GO_RESUME
             devices = slot == cython.NULL
-        if (devices or s.access != ACCESS_READ) and not alone:
+        if (devices or s.access != ACCESS_READ or s.extra & SITE_STRING) and not alone:
             if s.extra & SITE_ATOMIC and m.n_vcpus > 1 and not self.held:
                 # an atomic access that the host can't make atomic: nobody else runs meanwhile
                 pthread_mutex_lock(cython.address(m.lock))
