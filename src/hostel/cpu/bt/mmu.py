@@ -565,10 +565,12 @@ def write_table(c, va, buffer, size, table):
 
 
 def read_linear(c, va, buffer, size, system):
+    c.access_seg = 0  # an address that isn't canonical: #GP
     return read_table(c, va, buffer, size, system_table(c) if system else current_table(c))
 
 
 def write_linear(c, va, buffer, size, system):
+    c.access_seg = 0
     return write_table(c, va, buffer, size, system_table(c) if system else current_table(c))
 
 
