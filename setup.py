@@ -35,6 +35,8 @@ COMPILED = [
     "cpu.bt.stack",
     "cpu.bt.inline",
     "cpu.bt.translate",
+    "cpu.bt.piecewise",
+    "cpu.bt.strings",
     "cpu.bt.run",
     "board.pic",
     "board.pit",

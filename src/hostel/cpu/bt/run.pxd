@@ -1,5 +1,6 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from hostel.cpu.bt.cache cimport Cache
+from hostel.cpu.bt.cache cimport Block, Cache, Site
+from hostel.cpu.bt.insn cimport Insn
 from hostel.cpu.bt.vcpu cimport VCpu
 from hostel.cpu.engine cimport Vcpu
 from hostel.memory.ram cimport Ram
@@ -69,6 +70,11 @@ cdef class BtVcpu(Vcpu):
     cdef bint io_wait            # an exit of the current instruction waits for its answer
     cdef bint mmio_wait
     cdef bint single             # the next block is one instruction long
+    cdef Site site               # where translated code left: its own copy, as are the block and a monitor's instruction
+    cdef Block block
+    cdef Insn insn
+    cdef uint32_t generation     # of the cache, when host_pc was found
+    cdef bint was_single         # what translated code runs is a block of one instruction
     cdef bint held               # the world is stopped for a split atomic access
     cdef bint one_step           # return after a single instruction
     cdef public bint catch_exceptions   # run() returns EXIT_KICK instead of delivering an exception
@@ -82,13 +88,16 @@ cdef class BtVcpu(Vcpu):
     cdef void pop_mmio(self) noexcept nogil
     cdef void release(self) noexcept nogil
     cdef int find_block(self) noexcept nogil
-    cdef void link(self, uint32_t site, uint32_t block) noexcept nogil
+    cdef void renew(self) noexcept nogil
+    cdef int resume(self, uint32_t host) noexcept nogil
+    cdef int follow(self) noexcept nogil
     cdef int handle(self) noexcept nogil
-    cdef int memory_access(self, uint32_t site) noexcept nogil
-    cdef int staged(self, uint32_t site) noexcept nogil
+    cdef int memory_access(self) noexcept nogil
+    cdef int staged(self) noexcept nogil
     cdef int refuse(self) noexcept nogil
     cdef int alone(self) noexcept nogil
     cdef int ask(self) noexcept nogil
     cdef int step_done(self) noexcept nogil
-    cdef int monitor(self, uint32_t site) noexcept nogil
-    cdef int string(self, uint32_t site) noexcept nogil
+    cdef void trap(self) noexcept nogil
+    cdef int monitor(self) noexcept nogil
+    cdef int string(self) noexcept nogil

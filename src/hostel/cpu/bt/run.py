@@ -23,6 +23,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     SITE_STRING,
     SK_LINK,
     SK_MEM,
+    SK_MISS,
     SK_POLL,
     SK_POLL_S1,
     SK_RAISE,
@@ -51,11 +52,7 @@ from cython.cimports.hostel.cpu.bt.decode import table
 from cython.cimports.hostel.cpu.bt.emit import fill_hole
 from cython.cimports.hostel.cpu.bt.insn import (
     CS,
-    ES,
-    FS,
     K_STRING,
-    P_REP,
-    P_REPNE,
     S_FXSAVE,
     S_INT,
     S_INT3,
@@ -79,6 +76,8 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     raise_error,
     raise_exception,
 )
+from cython.cimports.hostel.cpu.bt.piecewise import read_pieces, stage, writable, write_pieces
+from cython.cimports.hostel.cpu.bt.strings import STRING_ASK, STRING_DONE, run_string
 from cython.cimports.hostel.cpu.bt.stubs import prepare, second_hash
 from cython.cimports.hostel.cpu.bt.system import (
     SYS_EXCEPTION,
@@ -101,10 +100,8 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_READ,
     ACCESS_WRITE,
     FL_ARITH,
-    FL_DF,
     FL_IF,
     MODE_CODE64,
-    MODE_LONG,
     MODE_TF,
     X_AC,
     X_DB,
@@ -126,7 +123,7 @@ from cython.cimports.hostel.cpu.engine import (
 )
 from cython.cimports.hostel.memory.ram import Slot
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
-from cython.cimports.libc.string import memcpy, memmove, memset
+from cython.cimports.libc.string import memset
 from cython.cimports.posix.mman import (
     MAP_ANONYMOUS,
     MAP_FAILED,
@@ -221,185 +218,7 @@ def _flags_out(c: cython.pointer(VCpu)) -> cython.void:
     c.flags_saved = (c.eflags & 0xD5) << 8 | (c.eflags >> 11 & 1)
 
 
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _mask(size: cython.int) -> uint64_t:
-    if size == 8:
-        return cython.cast(uint64_t, -1)
-    return (cython.cast(uint64_t, 1) << (8 * size)) - 1
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _set_reg(c: cython.pointer(VCpu), r: cython.int, size: cython.int, value: uint64_t) -> cython.void:
-    """Write the low `size` bytes as an instruction would: 4 zero-extends, 1 and 2 keep the rest."""
-    if size >= 4:
-        c.r[r] = value & _mask(size)
-    else:
-        c.r[r] = (c.r[r] & ~_mask(size)) | (value & _mask(size))
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _compare(c: cython.pointer(VCpu), a: uint64_t, b: uint64_t, size: cython.int) -> cython.void:
-    """EFLAGS of CMP a, b."""
-    mask: uint64_t = _mask(size)
-    a &= mask
-    b &= mask
-    d: uint64_t = (a - b) & mask
-    top: uint64_t = (mask >> 1) + 1
-    f: uint64_t = 0
-    p: uint64_t = d & 0xFF
-    p ^= p >> 4
-    p ^= p >> 2
-    p ^= p >> 1
-    if a < b:
-        f |= 1
-    if not p & 1:
-        f |= 4
-    if (a ^ b ^ d) & 0x10:
-        f |= 0x10
-    if d == 0:
-        f |= 0x40
-    if d & top:
-        f |= 0x80
-    if (a ^ b) & (a ^ d) & top:
-        f |= 0x800
-    c.eflags = (c.eflags & ~cython.cast(uint64_t, FL_ARITH)) | f
-
-
 # ---------------------------------------------------------------- piecewise memory
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _device_read(c: cython.pointer(VCpu), gpa: uint64_t, to: cython.pointer(uint8_t), size: cython.int) -> cython.int:
-    """Bytes of a device through the answers that this instruction has had so far; 1: c.io asks for the next."""
-    n: cython.int
-    while size > 0:
-        n = 8 - cython.cast(cython.int, gpa & 7)
-        if n > size:
-            n = size
-        if n != 8 and n & (n - 1):
-            n = 4 if n > 4 else 2 if n > 2 else 1
-        if c.mmio_next >= c.mmio_answers:
-            c.io.reason = EXIT_MMIO
-            c.io.address = gpa
-            c.io.size = n
-            c.io.is_write = False
-            c.io.data = 0
-            return 1
-        memcpy(to, cython.address(c.mmio_answer[c.mmio_next]), n)
-        c.mmio_next += 1
-        gpa += n
-        to += n
-        size -= n
-    return 0
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _device_write(c: cython.pointer(VCpu), gpa: uint64_t, source: cython.pointer(uint8_t), size: cython.int) -> cython.void:
-    n: cython.int
-    k: cython.int
-    while size > 0 and c.mmio_pending_count < 8:
-        n = 8 - cython.cast(cython.int, gpa & 7)
-        if n > size:
-            n = size
-        if n != 8 and n & (n - 1):
-            n = 4 if n > 4 else 2 if n > 2 else 1
-        k = c.mmio_pending_count
-        c.mmio_pending[2 * k] = gpa
-        c.mmio_pending[2 * k + 1] = 0
-        memcpy(cython.address(c.mmio_pending[2 * k + 1]), source, n)
-        c.mmio_pending_size[k] = cython.cast(uint8_t, n)
-        c.mmio_pending_count = k + 1
-        gpa += n
-        source += n
-        size -= n
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _read(c: cython.pointer(VCpu), va: uint64_t, to: cython.pointer(uint8_t), size: cython.int, tlb: cython.int) -> cython.int:
-    """Linear memory to a buffer, page by page, devices included: 0, -1 (fault) or 1 (c.io asks a device)."""
-    host: cython.pointer(uint8_t) = cython.NULL
-    gpa: uint64_t = 0
-    n: cython.int
-    while size > 0:
-        n = 4096 - cython.cast(cython.int, va & 0xFFF)
-        if n > size:
-            n = size
-        if lookup(c, va, ACCESS_READ, tlb, cython.address(host), cython.address(gpa)):
-            return -1
-        if host != cython.NULL:
-            memcpy(to, host, n)
-        elif _device_read(c, gpa, to, n):
-            return 1
-        va += n
-        if not c.mode & MODE_LONG:
-            va = cython.cast(uint32_t, va)
-        to += n
-        size -= n
-    return 0
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _writable(c: cython.pointer(VCpu), va: uint64_t, size: cython.int, tlb: cython.int) -> cython.int:
-    """0 when all bytes may be written, else -1 with the fault pending."""
-    host: cython.pointer(uint8_t) = cython.NULL
-    gpa: uint64_t = 0
-    last: uint64_t = va + size - 1
-    if not c.mode & MODE_LONG:
-        last = cython.cast(uint32_t, last)
-    if lookup(c, va, ACCESS_WRITE, tlb, cython.address(host), cython.address(gpa)):
-        return -1
-    if (va ^ last) >> 12:
-        return lookup(c, last & ~cython.cast(uint64_t, 0xFFF), ACCESS_WRITE, tlb, cython.address(host), cython.address(gpa))
-    return 0
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _write(c: cython.pointer(VCpu), va: uint64_t, source: cython.pointer(uint8_t), size: cython.int, tlb: cython.int) -> cython.int:
-    """A buffer to linear memory; what goes to devices is queued. 0, or -1 before anything was stored."""
-    host: cython.pointer(uint8_t) = cython.NULL
-    gpa: uint64_t = 0
-    n: cython.int
-    slot: cython.pointer(Slot)
-    if _writable(c, va, size, tlb):
-        return -1
-    while size > 0:
-        n = 4096 - cython.cast(cython.int, va & 0xFFF)
-        if n > size:
-            n = size
-        lookup(c, va, ACCESS_WRITE, tlb, cython.address(host), cython.address(gpa))
-        if host != cython.NULL:
-            memcpy(host, source, n)
-        else:
-            slot = find_slot(c, gpa)
-            if slot == cython.NULL:
-                _device_write(c, gpa, source, n)
-            elif not slot.readonly:
-                if slot.code[(gpa - slot.gpa) >> 12]:
-                    _code_written(c, gpa, n)
-                slot.dirty[(gpa - slot.gpa) >> 12] = 1
-                memcpy(slot.host + (gpa - slot.gpa), source, n)
-        va += n
-        if not c.mode & MODE_LONG:
-            va = cython.cast(uint32_t, va)
-        source += n
-        size -= n
-    return 0
-
 
 # ---------------------------------------------------------------- the machine's side
 
@@ -754,8 +573,8 @@ class BtVcpu(Vcpu):
                 continue
             _flags_out(c)
             while go == GO_RESUME:
+                c.in_guest = 1
                 if m.n_vcpus > 1 and not self.held:
-                    c.in_guest = 1
                     fence()
                     while m.world_stop:
                         c.in_guest = 0
@@ -763,7 +582,19 @@ class BtVcpu(Vcpu):
                             sched_yield()
                         c.in_guest = 1
                         fence()
+                if m.generation != self.generation:
+                    # the cache was flushed since host_pc was found: find it again
+                    c.in_guest = 0
+                    _flags_in(c)
+                    self.single = self.was_single
+                    go = GO_LOOKUP
+                    break
                 cython.cast(stub_t, m.enter)()
+                # once in_guest is 0 the cache may be flushed under our hands: take along what is needed of it
+                self.site = m.sites[cython.cast(uint32_t, c.site)]
+                self.block = m.blocks[self.site.block]
+                if self.site.kind == SK_SYS:
+                    self.insn = m.pool[self.site.extra]
                 c.in_guest = 0
                 go = self.handle()
             if go == GO_EXIT:
@@ -804,7 +635,10 @@ class BtVcpu(Vcpu):
         tlb: cython.int
         single: cython.bint = self.single
         self.single = False
+        self.was_single = single
         c.n_lookups += 1
+        if self.generation != m.generation:
+            self.renew()
         if not mode & MODE_CODE64:
             if c.rip > c.seg[CS].limit:
                 raise_error(c, X_GP, 0)
@@ -831,6 +665,8 @@ class BtVcpu(Vcpu):
                 stop_world(m, c)
                 flush(m)
                 resume_world(m)
+            if self.generation != m.generation:
+                self.renew()
             n = find(m, gpa, c.rip, mode)
             if n == 0 or m.blocks[n].gpa2 != 1:
                 n = translate(m, c, gpa, mode)
@@ -852,46 +688,62 @@ class BtVcpu(Vcpu):
         c.host_pc = cython.cast(uint64_t, m.code + b.entry_mem)
         return GO_RESUME
 
-    def link(self, site, block):
-        """Let the direct jump of a site go to a block from now on."""
+    def renew(self):
+        """The cache was flushed: forget its landing pads."""
+        flush_jumps(self.c)
+        self.generation = self.m.generation
+
+    def resume(self, host):
+        """Go on in the block that has just left, behind an instruction that the monitor ran; c.rip is there too."""
         m: cython.pointer(Cache) = self.m
-        s: cython.pointer(Site) = cython.address(m.sites[site])
-        b: cython.pointer(Block) = cython.address(m.blocks[block])
-        if b.gpa2 == 1 and not b.dead:
-            fill_hole(m.code + s.host, m.code + (b.entry_host if s.access == FLAGS_HOST else b.entry_mem))
+        if m.generation != self.generation or m.blocks[self.site.block].dead:
+            return GO_LOOKUP
+        _flags_out(self.c)
+        self.c.host_pc = cython.cast(uint64_t, m.code + host)
+        return GO_RESUME
+
+    def follow(self):
+        """A direct jump that isn't linked: find its target, and let it go there by itself from now on."""
+        c: cython.pointer(VCpu) = self.c
+        m: cython.pointer(Cache) = self.m
+        generation: uint32_t = self.generation
+        n: uint32_t
+        b: cython.pointer(Block)
+        go: cython.int = self.find_block()
+        if go == GO_RESUME:
+            pthread_mutex_lock(cython.address(m.lock))
+            if m.generation == generation:
+                n = find(m, self.block.gpa - self.block.pc + self.site.pc, self.site.pc, c.mode)
+                b = cython.address(m.blocks[n])
+                if n and b.gpa2 == 1:
+                    fill_hole(
+                        m.code + self.site.host,
+                        m.code + (b.entry_host if self.site.access == FLAGS_HOST else b.entry_mem),
+                    )
+            pthread_mutex_unlock(cython.address(m.lock))
+        return go
 
     def handle(self):
         """Deal with the site at which translated code left."""
         c: cython.pointer(VCpu) = self.c
-        m: cython.pointer(Cache) = self.m
-        number: uint32_t = cython.cast(uint32_t, c.site)
-        s: cython.pointer(Site) = cython.address(m.sites[number])
+        s: cython.pointer(Site) = cython.address(self.site)
         kind: cython.int = s.kind
-        generation: uint32_t = m.generation
-        go: cython.int
-        if number == 0:
-            c.n_exits[0] += 1
+        c.n_exits[kind] += 1
+        if kind == SK_MEM:
+            return self.memory_access()
+        _flags_in(c)
+        c.rip = s.pc
+        if kind == SK_MISS:
             c.rip = c.target
-            _flags_in(c)
             if c.poll == 0 or self.irq_check:
                 return GO_LOOKUP
             return self.find_block()
-        c.n_exits[kind] += 1
-        if kind == SK_MEM:
-            return self.memory_access(number)
-        _flags_in(c)
-        c.rip = s.pc
         if kind == SK_LINK:
-            go = self.find_block()
-            if go == GO_RESUME and m.generation == generation:
-                block: uint32_t = find(m, m.blocks[s.block].gpa - m.blocks[s.block].pc + s.pc, s.pc, c.mode)
-                if block:
-                    self.link(number, block)
-            return go
+            return self.follow()
         if kind == SK_SYS:
-            if table[m.pool[s.extra].op].kind == K_STRING:
-                return self.string(number)
-            return self.monitor(number)
+            if table[self.insn.op].kind == K_STRING:
+                return self.string()
+            return self.monitor()
         if kind == SK_POLL:
             return GO_LOOKUP
         if kind == SK_POLL_S1:
@@ -921,17 +773,16 @@ class BtVcpu(Vcpu):
 
     # ------------------------------------------------------------ accesses that missed
 
-    def memory_access(self, site):
+    def memory_access(self):
         c: cython.pointer(VCpu) = self.c
         m: cython.pointer(Cache) = self.m
-        s: cython.pointer(Site) = cython.address(m.sites[site])
-        b: cython.pointer(Block) = cython.address(m.blocks[s.block])
+        s: cython.pointer(Site) = cython.address(self.site)
         va: uint64_t = c.target
         host: cython.pointer(uint8_t) = cython.NULL
         gpa: uint64_t = 0
         slot: cython.pointer(Slot)
         tlb: cython.int = current_table(c)
-        alone: cython.bint = (b.mode & (MODE_SINGLE | MODE_TF)) != 0
+        alone: cython.bint = (self.block.mode & (MODE_SINGLE | MODE_TF)) != 0
         devices: cython.bint = False
         c.rip = s.pc
         c.access_seg = 3
@@ -945,8 +796,9 @@ class BtVcpu(Vcpu):
             if slot != cython.NULL and not slot.readonly and not s.extra & SITE_STRING:
                 # a page with translations: drop those that it overwrites, then let it write
                 c.n_smc += 1
-                if slot.code[(gpa - slot.gpa) >> 12] and invalidate(m, c, gpa, s.size) and b.dead and not alone:
-                    return self.alone()
+                if slot.code[(gpa - slot.gpa) >> 12] and invalidate(m, c, gpa, s.size) and not alone:
+                    if m.generation != self.generation or m.blocks[s.block].dead:
+                        return self.alone()
                 slot.dirty[(gpa - slot.gpa) >> 12] = 1
                 c.target = cython.cast(uint64_t, slot.host + (gpa - slot.gpa))
                 c.host_pc = cython.cast(uint64_t, m.code + s.host + CHECK_LENGTH)
@@ -959,20 +811,20 @@ class BtVcpu(Vcpu):
                 stop_world(m, c)
                 self.held = True
             return self.alone()
-        return self.staged(site)
+        return self.staged()
 
-    def staged(self, site):
+    def staged(self):
         """Gather the operand in c.stage and go on with that in its place."""
         c: cython.pointer(VCpu) = self.c
-        s: cython.pointer(Site) = cython.address(self.m.sites[site])
+        s: cython.pointer(Site) = cython.address(self.site)
         va: uint64_t = c.target
         tlb: cython.int = current_table(c)
-        to: cython.pointer(uint8_t) = _stage(c, va)
+        to: cython.pointer(uint8_t) = stage(c, va)
         r: cython.int = 0
         if s.access != ACCESS_READ:
-            r = _writable(c, va, s.size, tlb)
+            r = writable(c, va, s.size, tlb)
         if r == 0 and s.access != ACCESS_WRITE:
-            r = _read(c, va, to, s.size, tlb)
+            r = read_pieces(c, va, to, s.size, tlb)
         if r < 0:
             return self.refuse()
         if r > 0:
@@ -1006,26 +858,27 @@ class BtVcpu(Vcpu):
     def step_done(self):
         """A block of one instruction has come to its end; c.rip is behind it."""
         c: cython.pointer(VCpu) = self.c
-        mode: uint32_t = self.m.blocks[self.m.sites[c.site].block].mode
         if c.stage_size:
-            _write(c, c.stage_va, _stage(c, c.stage_va), c.stage_size, current_table(c))
+            write_pieces(c, c.stage_va, stage(c, c.stage_va), c.stage_size, current_table(c))
             c.stage_size = 0
         c.mmio_answers = 0
-        if mode & MODE_TF:
-            c.dr[6] |= 0x4000  # BS
-            raise_exception(c, X_DB)
+        self.trap()
         return GO_LOOKUP
+
+    def trap(self):
+        """The single-step trap of an instruction that began with TF set."""
+        if self.block.mode & MODE_TF:
+            self.c.dr[6] |= 0x4000  # BS
+            raise_exception(self.c, X_DB)
 
     # ------------------------------------------------------------ instructions that the monitor runs
 
-    def monitor(self, site):
+    def monitor(self):
+        """Run the instruction by hand, and go on behind it if nothing has changed that the block relies on."""
         c: cython.pointer(VCpu) = self.c
         m: cython.pointer(Cache) = self.m
-        s: cython.pointer(Site) = cython.address(m.sites[site])
-        insn: cython.pointer(Insn) = cython.address(m.pool[s.extra])
+        insn: cython.pointer(Insn) = cython.address(self.insn)
         what: cython.int = table[insn.op].system
-        generation: uint32_t = m.generation
-        mode: uint32_t = m.blocks[s.block].mode
         next_pc: uint64_t = insn.pc + insn.length
         fpu: cython.bint = S_FXSAVE <= what <= S_XRSTORS or what == S_MASKMOVQ
         r: cython.int
@@ -1039,22 +892,17 @@ class BtVcpu(Vcpu):
         self.irq_check = True
         if r == SYS_NEXT:
             if (
-                s.host
+                self.site.host
                 and c.rip == next_pc
-                and c.mode == mode & ~MODE_SINGLE
+                and c.mode == self.block.mode & ~MODE_SINGLE
                 and c.poll
                 and not c.inhibit
                 and not c.exception_pending
-                and m.generation == generation
-                and not m.blocks[s.block].dead
                 and not (c.eflags & FL_IF and c.apic and cython.cast(InterruptController, c.apic).pending() >= 0)
             ):
-                _flags_out(c)
-                c.host_pc = cython.cast(uint64_t, m.code + s.host)
-                return GO_RESUME
-            if mode & MODE_TF and not _enters_kernel(what):
-                c.dr[6] |= 0x4000
-                raise_exception(c, X_DB)
+                return self.resume(self.site.host)
+            if not _enters_kernel(what):
+                self.trap()
             return GO_LOOKUP
         if r == SYS_EXIT:
             self.io_wait = not c.io.is_write
@@ -1064,149 +912,26 @@ class BtVcpu(Vcpu):
             return GO_EXIT
         return GO_LOOKUP
 
-    def string(self, site):
+    def string(self):
         """MOVS CMPS STOS LODS SCAS with their prefixes; interruptible between elements."""
         c: cython.pointer(VCpu) = self.c
-        m: cython.pointer(Cache) = self.m
-        s: cython.pointer(Site) = cython.address(m.sites[site])
-        insn: cython.pointer(Insn) = cython.address(m.pool[s.extra])
-        size: cython.int = insn.opsize if insn.opcode & 1 else 1
-        which: cython.int = insn.opcode & 0xFE
-        wide: cython.int = insn.addrsize
-        mask: uint64_t = _mask(wide)
-        linear_mask: uint64_t = _mask(8 if c.mode & MODE_CODE64 else 4)
-        step: int64_t = -size if c.eflags & FL_DF else size
-        rep: cython.bint = (insn.prefixes & (P_REP | P_REPNE)) != 0
-        tlb: cython.int = current_table(c)
-        base_s: uint64_t = c.seg[insn.seg].base if insn.seg >= FS or not c.mode & MODE_CODE64 else 0
-        base_d: uint64_t = 0 if c.mode & MODE_CODE64 else c.seg[ES].base
-        src: uint64_t
-        dst: uint64_t
-        count: uint64_t
-        n: uint64_t
-        a: uint64_t
-        b: uint64_t
-        i: uint64_t
-        hs: cython.pointer(uint8_t) = cython.NULL
-        hd: cython.pointer(uint8_t) = cython.NULL
-        gpa: uint64_t = 0
-        r: cython.int = 0
-        generation: uint32_t = m.generation
+        r: cython.int
         c.n_system += 1
         c.n_monitor[0] += 1
-        c.mmio_next = 0
-        while True:
-            if rep and c.r[1] & mask == 0:
-                break
-            src = (base_s + (c.r[6] & mask)) & linear_mask
-            dst = (base_d + (c.r[7] & mask)) & linear_mask
-            if rep and step > 0 and (which == 0xA4 or which == 0xAA) and c.mmio_answers == 0:
-                # as many elements as lie in one page on either side
-                n = (4096 - (dst & 0xFFF)) // size
-                if which == 0xA4 and (4096 - (src & 0xFFF)) // size < n:
-                    n = (4096 - (src & 0xFFF)) // size
-                count = c.r[1] & mask
-                if n > count:
-                    n = count
-                if wide != 8 and ((c.r[6] & mask) + n * size > mask or (c.r[7] & mask) + n * size > mask):
-                    n = 0
-                if n > 1:
-                    c.access_seg = 0
-                    if which == 0xA4:
-                        if lookup(c, src, ACCESS_READ, tlb, cython.address(hs), cython.address(gpa)):
-                            r = -1
-                            break
-                    if lookup(c, dst, ACCESS_WRITE, tlb, cython.address(hd), cython.address(gpa)):
-                        r = -1
-                        break
-                    if hd != cython.NULL and (hs != cython.NULL or which == 0xAA):
-                        if which == 0xAA:
-                            if size == 1:
-                                memset(hd, cython.cast(cython.int, c.r[0] & 0xFF), n)
-                            else:
-                                for i in range(n):
-                                    memcpy(hd + i * size, cython.address(c.r[0]), size)
-                        elif hd > hs and hd < hs + n * size:
-                            # overlapping upwards: what was stored is read again
-                            for i in range(n):
-                                a = 0
-                                memcpy(cython.address(a), hs + i * size, size)
-                                memcpy(hd + i * size, cython.address(a), size)
-                        else:
-                            memmove(hd, hs, n * size)
-                        if which == 0xA4:
-                            _set_reg(c, 6, wide, c.r[6] + n * size)
-                        _set_reg(c, 7, wide, c.r[7] + n * size)
-                        _set_reg(c, 1, wide, c.r[1] - n)
-                        if c.poll == 0:
-                            break
-                        continue
-            a = 0
-            b = 0
-            if which == 0xA4 or which == 0xA6 or which == 0xAC:
-                r = _read(c, src, cython.cast(cython.pointer(uint8_t), cython.address(a)), size, tlb)
-                if r:
-                    break
-            if which == 0xA6 or which == 0xAE:
-                r = _read(c, dst, cython.cast(cython.pointer(uint8_t), cython.address(b)), size, tlb)
-                if r:
-                    break
-            if which == 0xAA:
-                a = c.r[0]
-            if which == 0xA4 or which == 0xAA:
-                r = _write(c, dst, cython.cast(cython.pointer(uint8_t), cython.address(a)), size, tlb)
-                if r:
-                    break
-            c.mmio_answers = 0
-            c.mmio_next = 0
-            if which == 0xAC:
-                _set_reg(c, 0, size, a)
-            if which != 0xAA and which != 0xAE:
-                _set_reg(c, 6, wide, c.r[6] + step)
-            if which != 0xAC:
-                _set_reg(c, 7, wide, c.r[7] + step)
-            if rep:
-                _set_reg(c, 1, wide, c.r[1] - 1)
-            if which == 0xA6:
-                _compare(c, a, b, size)
-            elif which == 0xAE:
-                _compare(c, c.r[0], b, size)
-            if not rep:
-                break
-            if (which == 0xA6 or which == 0xAE) and ((c.eflags >> 6 & 1) == (1 if insn.prefixes & P_REPNE else 0)):
-                rep = False  # the condition ends it
-                break
-            if c.mmio_pending_count or c.poll == 0:
-                break
-        if r < 0:
-            c.mmio_answers = 0
-            return GO_LOOKUP
-        if r > 0:
+        r = run_string(c, cython.address(self.insn))
+        if r == STRING_ASK:
             self.mmio_wait = True
             return GO_EXIT
-        if rep and c.r[1] & mask:
-            return GO_LOOKUP  # interrupted: the rest later
-        c.rip = insn.pc + insn.length
+        c.mmio_answers = 0
+        if r != STRING_DONE:
+            return GO_LOOKUP  # a fault, or the rest later
+        c.rip = self.insn.pc + self.insn.length
         if not c.mode & MODE_CODE64:
             c.rip = cython.cast(uint32_t, c.rip)
-        c.mmio_answers = 0
-        if c.poll and not c.mmio_pending_count and m.generation == generation and not m.blocks[s.block].dead:
-            _flags_out(c)
-            c.host_pc = cython.cast(uint64_t, m.code + s.host)
-            return GO_RESUME
-        if m.blocks[s.block].mode & MODE_TF:
-            c.dr[6] |= 0x4000
-            raise_exception(c, X_DB)
+        if c.poll and not c.mmio_pending_count:
+            return self.resume(self.site.host)
+        self.trap()
         return GO_LOOKUP
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _stage(c: cython.pointer(VCpu), va: uint64_t) -> cython.pointer(uint8_t):
-    """Where in c.stage an operand at va lies: as far from a multiple of 64 as there."""
-    at: cython.size_t = cython.cast(cython.size_t, cython.address(c.stage[0]))
-    return cython.cast(cython.pointer(uint8_t), (at + 63) // 64 * 64 + (va & 63))
 
 
 @cython.cfunc
