@@ -74,7 +74,6 @@ cdef struct Block:
 
 cdef enum:
     HASH_SIZE = 65536
-    CODE_SIZE = 64 << 20
     MAX_BLOCKS = 1 << 19
     MAX_SITES = 1 << 21
     MAX_FAULTS = 1 << 20
@@ -84,6 +83,7 @@ cdef enum:
 # The translations of one machine, shared by its vCPUs. Written under `lock`; read without.
 cdef struct Cache:
     uint8_t* code
+    uint64_t code_size
     uint8_t* start               # first byte after the stubs
     uint8_t* free
     Block* blocks                # number 0 is unused

@@ -39,7 +39,7 @@ def _map(size: cython.size_t, executable: cython.bint) -> cython.p_void:
 def setup(m):
     """Reserve everything (touched as used); 0, or -1 without memory."""
     i: cython.int
-    m.code = cython.cast(cython.pointer(uint8_t), _map(CODE_SIZE, True))
+    m.code = cython.cast(cython.pointer(uint8_t), _map(m.code_size, True))
     m.blocks = cython.cast(cython.pointer(Block), _map(MAX_BLOCKS * cython.sizeof(Block), False))
     m.sites = cython.cast(cython.pointer(Site), _map(MAX_SITES * cython.sizeof(Site), False))
     m.faults = cython.cast(cython.pointer(Fault), _map(MAX_FAULTS * cython.sizeof(Fault), False))
@@ -64,7 +64,7 @@ def setup(m):
 
 def teardown(m):
     i: cython.int
-    munmap(m.code, CODE_SIZE)
+    munmap(m.code, m.code_size)
     munmap(m.blocks, MAX_BLOCKS * cython.sizeof(Block))
     munmap(m.sites, MAX_SITES * cython.sizeof(Site))
     munmap(m.faults, MAX_FAULTS * cython.sizeof(Fault))
@@ -133,7 +133,7 @@ def find_fault(m, host):
 def full(m):
     """Whether another block might not fit (a block takes at most 64 KiB of code and 512 entries of each table)."""
     return (
-        m.free + 65536 > m.code + CODE_SIZE
+        m.free + 65536 > m.code + m.code_size
         or m.n_blocks + 1 >= MAX_BLOCKS
         or m.n_sites + 1024 >= MAX_SITES
         or m.n_faults + 512 >= MAX_FAULTS

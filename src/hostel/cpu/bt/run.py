@@ -225,9 +225,12 @@ def _flags_out(c: cython.pointer(VCpu)) -> cython.void:
 
 @cython.cclass
 class BtEngine:
-    """The binary translator for one machine: ``cpus`` vCPUs over ``ram``, which must be complete."""
+    """The binary translator for one machine: ``cpus`` vCPUs over ``ram``, which must be complete.
 
-    def __cinit__(self, ram: Ram, cpus: cython.int):
+    ``code_size``: bytes for translated code; when they are full, it starts anew.
+    """
+
+    def __cinit__(self, ram: Ram, cpus: cython.int, code_size: cython.size_t = 64 << 20):
         i: cython.int
         if not 1 <= cpus <= 16:
             raise MachineError(f"{cpus} vCPUs: a machine has 1 to 16")
@@ -235,6 +238,7 @@ class BtEngine:
         self.vcpus = []
         memset(cython.address(self.cache), 0, cython.sizeof(self.cache))
         mmu.on_code_write = _code_written
+        self.cache.code_size = code_size
         self.cache.slots = ram.slots
         self.cache.n_slots = ram.count
         if setup(cython.address(self.cache)) != 0:
@@ -265,7 +269,7 @@ class BtEngine:
         return {
             "blocks": m.n_blocks - 1,
             "code_bytes": m.free - m.code,
-            "code_capacity": 64 << 20,
+            "code_capacity": m.code_size,
             "translated_blocks": m.total_blocks,
             "translated_instructions": m.total_insns,
             "invalidated_blocks": m.n_invalidated,
