@@ -995,6 +995,34 @@ def test_unused_components():
     assert g.p[RAX] == 3
 
 
+def test_fnstenv_and_fnsave():
+    g = Long()
+    image = bytearray(160)
+    image[0:5] = struct.pack("<HHB", 0x340, 5 << 11 | 0x8081, 0b11100010)  # TOP 5; registers 1, 5, 6, 7 are in use
+    values = ["0000000000000080ff3f", "00" * 10, "000000000000008001c0", "aa" * 10, "0100000000000000ff7f"]
+    for i, value in enumerate(values):
+        image[32 + 16 * i : 42 + 16 * i] = bytes.fromhex(value)
+    image[6:24] = b"\xdd" * 18  # a host's pointers
+    g.p.set_fx(bytes(image))
+    g.p[RBX] = 0x9000
+    tags = 0b00_01_00_11_11_11_10_11  # register 7: -2; 6: zero; 5: 1.0; 1: a special value
+    env = struct.pack("<HHHHHH", 0x340, 0xFFFF, 5 << 11 | 0x8081, 0xFFFF, tags, 0xFFFF)
+    assert g.run("d933") == NEXT
+    out = g.ram.read(0x9000, 28)
+    assert out == env + bytes(14) + b"\xff\xff"
+    assert g.p.fx()[:5] == struct.pack("<HHB", 0x37F, 5 << 11 | 1, 0b11100010)
+    g.p.set_fx(bytes(image))
+    assert g.run("66dd33") == NEXT
+    out = g.ram.read(0x9000, 94)
+    assert out[:4] == struct.pack("<HH", 0x340, 5 << 11 | 0x8081) and out[6:14] == bytes(8)
+    assert out[14:64].hex() == "".join(values)
+    fx = g.p.fx()
+    assert fx[:5] == struct.pack("<HHB", 0x37F, 0, 0)
+    assert fx[32 + 16 * 5 : 42 + 16 * 5].hex() == values[0]  # the registers keep what they hold
+    g.p["cr0"] |= 8
+    assert g.faults("d933") == (NM, None)
+
+
 @pytest.mark.parametrize(
     "at, value",
     [(512, 8), (520, 1), (528, 1), (24, 0x10000), (520, 8 | 1 << 63), (512, 1 << 63)],

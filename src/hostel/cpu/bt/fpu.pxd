@@ -7,6 +7,7 @@ cdef int fxsave(VCpu* c, const Insn* insn) noexcept nogil
 cdef int fxrstor(VCpu* c, const Insn* insn) noexcept nogil
 cdef int xsave(VCpu* c, const Insn* insn, int form) noexcept nogil         # S_XSAVE, S_XSAVEOPT, S_XSAVEC
 cdef int xrstor(VCpu* c, const Insn* insn) noexcept nogil
+cdef int fnstenv(VCpu* c, const Insn* insn, bint registers) noexcept nogil     # FNSTENV, or FNSAVE
 cdef uint64_t xinuse(VCpu* c) noexcept nogil
 cdef int xgetbv(VCpu* c) noexcept nogil
 cdef int xsetbv(VCpu* c) noexcept nogil

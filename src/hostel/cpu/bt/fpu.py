@@ -130,6 +130,83 @@ def _area(
     return 0
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _clear_top(c: cython.pointer(VCpu)) -> cython.void:
+    """Set TOP to 0 and turn the image, so that ST(i) is register i: MMX instructions, FNINIT."""
+    regs = cython.declare(uint8_t[128])
+    fsw: cython.pointer(uint16_t) = cython.cast(cython.pointer(uint16_t), cython.address(c.fx[2]))
+    top: cython.int = (fsw[0] >> 11) & 7
+    i: cython.int
+    memcpy(regs, cython.address(c.fx[32]), 128)
+    for i in range(8):
+        memcpy(cython.address(c.fx[32 + 16 * i]), cython.address(regs[16 * ((i - top) & 7)]), 16)
+    fsw[0] &= ~0x3800
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _full_tags(c: cython.pointer(VCpu)) -> uint32_t:
+    """The tag word of FSTENV: 0 valid, 1 zero, 2 special, 3 empty for each register."""
+    top: cython.int = (c.fx[3] >> 3) & 7
+    tags: uint32_t = 0
+    tag: uint32_t
+    i: cython.int
+    st: cython.pointer(uint8_t)
+    mantissa: uint64_t
+    exponent: cython.int
+    for i in range(8):
+        st = cython.address(c.fx[32 + 16 * ((i - top) & 7)])
+        mantissa = _word(st, 0)
+        exponent = cython.cast(cython.int, _word(st, 8) & 0x7FFF)
+        if not (c.fx[4] >> i) & 1:
+            tag = 3
+        elif exponent == 0 and mantissa == 0:
+            tag = 1
+        elif exponent == 0 or exponent == 0x7FFF or not mantissa >> 63:
+            tag = 2
+        else:
+            tag = 0
+        tags |= tag << (2 * i)
+    return tags
+
+
+def fnstenv(c, insn, registers):
+    image = cython.declare(uint8_t[112])
+    fcw: cython.pointer(uint16_t) = cython.cast(cython.pointer(uint16_t), c.fx)
+    fsw: cython.pointer(uint16_t) = cython.cast(cython.pointer(uint16_t), cython.address(c.fx[2]))
+    size: cython.int = 14 if insn.opsize == 2 else 28
+    tags: uint16_t = cython.cast(uint16_t, _full_tags(c))
+    i: cython.int
+    if c.cr0 & (CR0_TS | CR0_EM):
+        raise_exception(c, X_NM)
+        return -1
+    memset(image, 0, 112)
+    if size == 28:
+        for i in range(3):
+            memset(cython.address(image[4 * i + 2]), 0xFF, 2)
+        memset(cython.address(image[26]), 0xFF, 2)
+    memcpy(image, fcw, 2)
+    memcpy(cython.address(image[size // 7]), fsw, 2)
+    memcpy(cython.address(image[size // 7 * 2]), cython.address(tags), 2)
+    if registers:
+        for i in range(8):
+            memcpy(cython.address(image[size + 10 * i]), cython.address(c.fx[32 + 16 * i]), 10)
+    if write_segment(c, insn.seg, effective_address(c, insn), image, size + 80 if registers else size) != 0:
+        return -1
+    if registers:  # FNINIT
+        _clear_top(c)
+        fcw[0] = 0x37F
+        fsw[0] = 0
+        c.fx[4] = 0
+    else:
+        fcw[0] |= 0x3F
+        fsw[0] &= ~0x8080  # ES and B: nothing is unmasked any more
+    return 0
+
+
 def fxsave(c, insn):
     image = cython.declare(uint8_t[416])
     ea: uint64_t = 0
@@ -467,29 +544,14 @@ def maskmov_store(c, insn, size):
     )  # fmt: skip
 
 
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def _enter_mmx(c: cython.pointer(VCpu)) -> cython.void:
-    """An MMX instruction sets TOP to 0 and all tags to valid: turn the image so that ST(i) is register i."""
-    regs = cython.declare(uint8_t[128])
-    fsw: cython.pointer(uint16_t) = cython.cast(cython.pointer(uint16_t), cython.address(c.fx[2]))
-    top: cython.int = (fsw[0] >> 11) & 7
-    i: cython.int
-    memcpy(regs, cython.address(c.fx[32]), 128)
-    for i in range(8):
-        memcpy(cython.address(c.fx[32 + 16 * i]), cython.address(regs[16 * ((i - top) & 7)]), 16)
-    fsw[0] &= ~0x3800
-    c.fx[4] = 0xFF
-
-
 def maskmov_bytes(c, insn, mmx):
     ea: uint64_t = c.r[7] & address_mask(insn.addrsize)
     if mmx:
         if c.mode & MODE_NOFPU:
             raise_exception(c, X_UD if c.cr0 & CR0_EM else X_NM)
             return -1
-        _enter_mmx(c)
+        _clear_top(c)
+        c.fx[4] = 0xFF
         return _store_masked(
             c, insn.seg, ea, insn.addrsize, cython.address(c.fx[32 + 16 * (insn.reg & 7)]),
             cython.address(c.fx[32 + 16 * (insn.rm & 7)]), 8, 1,

@@ -285,22 +285,24 @@ cdef enum System:
     S_XSAVEC = 88
     S_XSAVES = 89
     S_XRSTOR = 90
-    S_XRSTORS = 91
-    S_XGETBV = 92
-    S_XSETBV = 93
+    S_FNSTENV = 91   # by hand, for the pointers that the host's would save are those of translated code
+    S_FNSAVE = 92
+    S_XRSTORS = 93
+    S_XGETBV = 94
+    S_XSETBV = 95
     # VSIB gathers: index size, element size (ps/pd are the same as d/q)
-    S_VPGATHERDD = 94
-    S_VPGATHERDQ = 95
-    S_VPGATHERQD = 96
-    S_VPGATHERQQ = 97
+    S_VPGATHERDD = 96
+    S_VPGATHERDQ = 97
+    S_VPGATHERQD = 98
+    S_VPGATHERQQ = 99
     # masked moves: loads and stores of ymm/xmm by VEX.L; ps and d are the same, pd and q too
-    S_VMASKMOV_LOAD_D = 98
-    S_VMASKMOV_LOAD_Q = 99
-    S_VMASKMOV_STORE_D = 100
-    S_VMASKMOV_STORE_Q = 101
-    S_MASKMOVQ = 102
-    S_MASKMOVDQU = 103
-    S_COUNT = 104
+    S_VMASKMOV_LOAD_D = 100
+    S_VMASKMOV_LOAD_Q = 101
+    S_VMASKMOV_STORE_D = 102
+    S_VMASKMOV_STORE_Q = 103
+    S_MASKMOVQ = 104
+    S_MASKMOVDQU = 105
+    S_COUNT = 106
 
 # ---- OpInfo: one row of the instruction table in compiled form
 cdef struct OpInfo:

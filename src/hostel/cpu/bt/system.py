@@ -12,6 +12,7 @@ from cython.cimports.hostel.cpu.bt.control import invpcid, read_cr, read_dr, wri
 from cython.cimports.hostel.cpu.bt.cpuid import cpuid
 from cython.cimports.hostel.cpu.bt.decode import table
 from cython.cimports.hostel.cpu.bt.fpu import (
+    fnstenv,
     fxrstor,
     fxsave,
     gather,
@@ -727,6 +728,8 @@ def _extended(c: cython.pointer(VCpu), insn: cython.pointer(cython.const[Insn]),
         return xsave(c, insn, what)
     if what == S_XRSTOR:
         return xrstor(c, insn)
+    if what == S_FNSTENV or what == S_FNSAVE:
+        return fnstenv(c, insn, what == S_FNSAVE)
     if what == S_XGETBV:
         return xgetbv(c)
     if what == S_XSETBV:

@@ -33,7 +33,7 @@ fst       D9 /2   =Md        x87
 fstp      D9 /3   =Md        x87
 fldenv    D9 /4   Mn         x87
 fldcw     D9 /5   Mw         x87
-fnstenv   D9 /6   =Mn        x87
+fnstenv   D9 /6   =Mn        x87 sys:FNSTENV
 fnstcw    D9 /7   =Mw        x87
 fld       D9 /0   Ti         x87
 fxch      D9 /1   Ti         x87
@@ -74,7 +74,7 @@ fisttp    DD /1   =Mq        x87 sse3
 fst       DD /2   =Mq        x87
 fstp      DD /3   =Mq        x87
 frstor    DD /4   Mm         x87
-fnsave    DD /6   =Mm        x87
+fnsave    DD /6   =Mm        x87 sys:FNSAVE
 fnstsw    DD /7   =Mw        x87
 ffree     DD /0   Ti         x87
 fxch      DD /1   Ti         x87      # alias
