@@ -41,6 +41,13 @@ class Hostel(Peer):
 
         return VM.get(self._name).state.pid
 
+    def entry(self, first_message: float) -> float:
+        """When the worker let the guest run: the first message comes by way of ``hostel run``'s connection, which is
+        made only then."""
+        from hostel.client.vm import VM
+
+        return min(first_message, VM.get(self._name).state.started - time.time() + time.monotonic())
+
     def version(self) -> str:
         from hostel._version import __version__
 

@@ -8,6 +8,7 @@ from typing import Any
 from bench.console import Console
 from bench.errors import BenchError
 from bench.guest import Guest
+from bench.process import cpu_seconds
 
 BOOT_TIMEOUT = 120.0      # seconds; a busy machine may need many times what a quiet one does
 COMMAND_TIMEOUT = 600.0
@@ -16,16 +17,18 @@ PROMPT = rb"# (?:\x1b\[6n)?"
 
 @dataclass(frozen=True)
 class Ran:
-    """A script's time in seconds and what it printed."""
+    """A script's time in seconds, what it printed, and the processor time of a machine's process meanwhile."""
 
     seconds: float
     output: str
+    cpu: float | None
 
 
 class Peer:
     """``start`` it, ``run`` scripts in its shell, ``close`` it. A subclass says how it is started.
 
-    ``spawned``, ``first_message`` and ``prompt`` are instants of the start, in seconds of ``time.monotonic()``.
+    ``spawned``, ``entered`` (the kernel) and ``prompt`` are instants of the start, in seconds of ``time.monotonic()``;
+    those with ``_cpu`` are the processor time that ``pid`` has used by then.
     """
 
     name = ""                 # in results
@@ -34,7 +37,8 @@ class Peer:
 
     def __init__(self, guest: Guest):
         self.guest = guest
-        self.spawned = self.first_message = self.prompt = 0.0
+        self.spawned = self.entered = self.prompt = 0.0
+        self.entered_cpu = self.prompt_cpu = 0.0
         self._process: subprocess.Popen | None = None
         self._console: Console | None = None
 
@@ -54,6 +58,10 @@ class Peer:
     def preparation(self) -> str:
         """The first line that its shell is given: it goes where files may be made, and sets BUSYBOX."""
         return "BUSYBOX=/bin/busybox; cd /tmp"
+
+    def entry(self, first_message: float) -> float:
+        """When the kernel was entered: milliseconds before its first message, which is as much as one can see of it."""
+        return first_message
 
     def diagnosis(self) -> dict[str, Any]:
         """What it knows about itself, for a run that failed."""
@@ -79,8 +87,10 @@ class Peer:
             raise BenchError(f"can't start {self.title}: {e}") from e
         self._console = Console(self._process, self.title)
         if self.is_machine:
-            self.first_message, _, _ = self._console.expect(rb"Linux version", BOOT_TIMEOUT)
+            first_message, _, _ = self._console.expect(rb"Linux version", BOOT_TIMEOUT)
+            self.entered, self.entered_cpu = self.entry(first_message), cpu_seconds(self.pid)
             self.prompt, _, _ = self._console.expect(PROMPT, BOOT_TIMEOUT)
+            self.prompt_cpu = cpu_seconds(self.pid)
         self.run(self.preparation())
 
     def run(self, script: str) -> Ran:
@@ -91,11 +101,14 @@ class Peer:
         assert self._console
         self._console.type(f"echo @''BEGIN; {{ {script}; }} </dev/null; echo @''END $?\n")
         begun, _, _ = self._console.expect(rb"@BEGIN\r?\n", COMMAND_TIMEOUT)
+        used = cpu_seconds(self.pid) if self.is_machine else None
         ended, end, output = self._console.expect(rb"@END (\d+)\r?\n", COMMAND_TIMEOUT)
+        if used is not None:
+            used = cpu_seconds(self.pid) - used
         text = output.decode(errors="replace").replace("\r", "").strip()
         if end[1] != b"0":
             raise BenchError(f"{self.title}: '{script}' ended with status {end[1].decode()}: {text[-300:]}")
-        return Ran(ended - begun, text)
+        return Ran(ended - begun, text, used)
 
     def close(self) -> None:
         """End it, whatever state it is in."""

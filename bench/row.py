@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from bench.errors import BenchError
 from bench.peer import Peer
 
-Values = dict[str, float]  # a peer's name and what was measured on it
+
+@dataclass(frozen=True)
+class Sample:
+    """What was measured on a peer once; ``cpu``: the processor time that its process took for it, in seconds, which
+    other work on the host disturbs less."""
+
+    value: float
+    cpu: float | None = None
+
+
+Values = dict[str, Sample]  # by peers' names
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Row:
 Measurement = Callable[[Sequence[Peer], Context], Values]
 
 
-def each(measure: Callable[[Peer, Context], float]) -> Measurement:
+def each(measure: Callable[[Peer, Context], Sample]) -> Measurement:
     """A measurement that is made on one machine after the other."""
 
     def measure_all(peers: Sequence[Peer], context: Context) -> Values:
@@ -75,7 +85,7 @@ def timed(script: str, amount: int, prepare: str = ":", clean: str = ":") -> Mea
             peer.run(fill(prepare, context))
             ran = peer.run(fill(script, context))
             peer.run(fill(clean, context))
-            values[peer.name], outputs[peer.title] = ran.seconds, ran.output
+            values[peer.name], outputs[peer.title] = Sample(ran.seconds, ran.cpu), ran.output
         if len(set(outputs.values())) > 1:
             raise BenchError("different results: " + "; ".join(f"{k}: {v[-100:]!r}" for k, v in outputs.items()))
         return values
@@ -90,4 +100,4 @@ def idle_percent(peers: Sequence[Peer], seconds: float, cpu_seconds: Callable[[i
     begun = time.monotonic()
     time.sleep(seconds)
     elapsed = time.monotonic() - begun
-    return {name: 100 * (cpu_seconds(pid) - before[name]) / elapsed for name, pid in pids.items()}
+    return {name: Sample(100 * (cpu_seconds(pid) - before[name]) / elapsed) for name, pid in pids.items()}

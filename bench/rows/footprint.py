@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from bench.guest import MEMORY_MIB
 from bench.peer import Peer
 from bench.process import cpu_seconds, memory_beyond
-from bench.row import Context, Goal, Row, Values, each, idle_percent
+from bench.row import Context, Goal, Row, Sample, Values, each, idle_percent
 
 SETTLE = 2.0      # seconds for what the last command left behind in the guest
 IDLE = 10.0
 
 
-def measure_memory(peer: Peer, context: Context) -> float:
-    return memory_beyond(peer.pid, MEMORY_MIB << 20) / 1e6
+def measure_memory(peer: Peer, context: Context) -> Sample:
+    return Sample(memory_beyond(peer.pid, MEMORY_MIB << 20) / 1e6)
 
 
 def measure_idle(peers: Sequence[Peer], context: Context) -> Values:
