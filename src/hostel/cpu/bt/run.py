@@ -90,6 +90,7 @@ from cython.cimports.hostel.cpu.bt.system import (
     execute,
     finish_io,
     init,
+    raise_debug,
     reset,
     sipi,
 )
@@ -104,7 +105,6 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_CODE64,
     MODE_TF,
     X_AC,
-    X_DB,
     X_GP,
     X_NM,
     X_UD,
@@ -872,8 +872,7 @@ class BtVcpu(Vcpu):
     def trap(self):
         """The single-step trap of an instruction that began with TF set."""
         if self.block.mode & MODE_TF:
-            self.c.dr[6] |= 0x4000  # BS
-            raise_exception(self.c, X_DB)
+            raise_debug(self.c, 0x4000, True)  # DR6.BS
 
     # ------------------------------------------------------------ instructions that the monitor runs
 
