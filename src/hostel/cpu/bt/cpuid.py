@@ -59,7 +59,9 @@ _OURS_7B = 1 << 0 | 1 << 1 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 13 | 1 << 20
 _HOST_7C = 1 << 8 | 1 << 9 | 1 << 10
 _OURS_7C = 1 << 2 | 1 << 22  # UMIP, RDPID
 _HOST_7D = 1 << 4  # FSRM
-_OURS_7D = 1 << 14 | 1 << 26 | 1 << 29  # SERIALIZE (writes to code are seen at once), IBRS and IBPB (accepted, with nothing to do), ARCH_CAPABILITIES
+# SERIALIZE (writes to code are seen at once), IBRS and IBPB (accepted, with nothing to do),
+# ARCH_CAPABILITIES
+_OURS_7D = 1 << 14 | 1 << 26 | 1 << 29
 _HOST_81C = 1 << 0 | 1 << 5 | 1 << 8
 _OURS_81D = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29  # SYSCALL NX PDPE1GB RDTSCP LM
 _NEED_AVX_1C = 1 << 12 | 1 << 28 | 1 << 29
