@@ -11,11 +11,14 @@ from cython.cimports.hostel.cpu.bt.emit import (
     gs_op,
     gs_op_index,
     gs_store,
+    gs_store_imm32,
     jcc_hole,
+    jmp_to,
     lea,
     mov_ri,
     mov_rr,
     mov_rr32,
+    nops,
     op_mem,
     op_ri,
     op_rr,
@@ -24,8 +27,8 @@ from cython.cimports.hostel.cpu.bt.emit import (
 from cython.cimports.hostel.cpu.bt.flags import clobber
 from cython.cimports.hostel.cpu.bt.insn import FS, GS, P_LOCK, P_VEX, REG_NONE, REG_RIP, SS
 from cython.cimports.hostel.cpu.bt.stubs import off
-from cython.cimports.hostel.cpu.bt.translation import COLD_MEM, EA_BT, EA_PLAIN, EA_XLAT, Cold
-from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, MODE_FLAT, TLB_SIZE
+from cython.cimports.hostel.cpu.bt.translation import CHECK_LENGTH, COLD_MEM, EA_BT, EA_PLAIN, EA_XLAT, Cold
+from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, MODE_DEBUG, MODE_FLAT, TLB_SIZE
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 
 
@@ -114,7 +117,7 @@ def atomic(insn):
 def check_access(t, i, a, size, access):
     """s1 = host address of `size` bytes at `a`, checked for the access. The guest's flags are kept; s2 is free after.
 
-    The check is always 45 bytes, so that the monitor can go on behind it (run.py, CHECK_LENGTH).
+    The check is always 45 bytes, so that the monitor can go on behind it (CHECK_LENGTH).
     """
     e: cython.pointer(Code) = cython.address(t.e)
     clobber(t, t.live[i])
@@ -125,6 +128,12 @@ def check_access(t, i, a, size, access):
     s.access = cython.cast(uint8_t, access)
     s.extra = atomic(cython.address(t.insns[i]))
     s.host = cython.cast(uint32_t, e.p - t.m.code)
+    if t.mode & MODE_DEBUG:
+        # every access comes to the monitor, which goes on behind the check
+        gs_store_imm32(e, off.site, site)
+        jmp_to(e, t.m.leave_mem)
+        nops(e, CHECK_LENGTH - cython.cast(cython.int, e.p - (t.m.code + s.host)))
+        return
     mov_rr32(e, S2, S1)
     shift_ri(e, 4, 5, S2, 12)
     op_ri(e, 4, 4, S2, TLB_SIZE - 1)

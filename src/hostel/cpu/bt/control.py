@@ -229,6 +229,7 @@ def write_dr(c, n, value):
     elif n == 7:
         value = (value & M32 & ~0xDC00) | 0x400
     c.dr[n] = value
+    update_mode(c)
     return 0
 
 

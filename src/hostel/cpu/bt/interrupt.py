@@ -389,8 +389,10 @@ def deliver_nmi(c):
 
 
 def set_flags(c, value, mask):
-    # RF lives for one instruction and only instruction breakpoints, which we lack, look at it: not kept.
+    # RF lives for one instruction, and only instruction breakpoints look at it (run.py clears it)
     c.eflags = ((c.eflags & ~mask) | (value & mask) | 2) & ~cython.cast(uint64_t, FL_RF)
+    if mask & FL_RF and c.dr[7] & 0xFF:
+        c.eflags |= value & FL_RF
 
 
 @cython.cfunc
@@ -476,7 +478,7 @@ def iret(c, opsize):
             mask |= FL_VIF | FL_VIP
     if old_cpl <= cython.cast(cython.int, (c.eflags & FL_IOPL) >> 12):
         mask |= FL_IF
-    set_flags(c, values[2], mask)
+    set_flags(c, values[2], mask | (FL_RF if opsize > 2 else 0))
     if outer or from64:
         c.seg[SS] = ss
         if outer:

@@ -45,7 +45,6 @@ cdef extern from "<ucontext.h>" nogil:
 ctypedef void (*stub_t)() noexcept nogil
 
 cdef enum:
-    CHECK_LENGTH = 45            # bytes of translate._access's check, from where it may be repeated to behind it
     ALT_STACK = 1 << 16
 
 cdef enum:                       # what the run loop does next
@@ -94,6 +93,9 @@ cdef class BtVcpu(Vcpu):
     cdef int handle(self) noexcept nogil
     cdef int memory_access(self) noexcept nogil
     cdef int staged(self) noexcept nogil
+    cdef bint breakpoint(self, uint64_t linear) noexcept nogil
+    cdef void watch(self, uint64_t va, uint64_t size, int access) noexcept nogil
+    cdef void watch_run(self, uint64_t before, uint64_t after, int access) noexcept nogil
     cdef int refuse(self) noexcept nogil
     cdef int alone(self) noexcept nogil
     cdef int ask(self) noexcept nogil

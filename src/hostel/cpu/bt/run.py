@@ -96,13 +96,15 @@ from cython.cimports.hostel.cpu.bt.system import (
 )
 from cython.cimports.hostel.cpu.bt.transfer import load, save
 from cython.cimports.hostel.cpu.bt.translate import translate
-from cython.cimports.hostel.cpu.bt.translation import FLAGS_HOST
+from cython.cimports.hostel.cpu.bt.translation import CHECK_LENGTH, FLAGS_HOST
 from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_READ,
     ACCESS_WRITE,
     FL_ARITH,
     FL_IF,
+    FL_RF,
     MODE_CODE64,
+    MODE_DEBUG,
     MODE_TF,
     X_AC,
     X_GP,
@@ -648,6 +650,8 @@ class BtVcpu(Vcpu):
                 raise_error(c, X_GP, 0)
                 return GO_LOOKUP
             linear = cython.cast(uint32_t, linear + c.seg[CS].base)
+        if mode & MODE_DEBUG and self.breakpoint(linear):
+            return GO_LOOKUP
         if lookup_exec(c, linear, cython.address(gpa)):
             return GO_LOOKUP
         if single:
@@ -678,7 +682,7 @@ class BtVcpu(Vcpu):
             if n == 0:
                 return GO_LOOKUP
         b = cython.address(m.blocks[n])
-        if not mode & (MODE_SINGLE | MODE_TF):
+        if not mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG):
             tlb = current_table(c)
             if c.table_mode[tlb] != mode:
                 # pads of other modes must not be reachable from here
@@ -786,13 +790,19 @@ class BtVcpu(Vcpu):
         gpa: uint64_t = 0
         slot: cython.pointer(Slot)
         tlb: cython.int = current_table(c)
-        alone: cython.bint = (self.block.mode & (MODE_SINGLE | MODE_TF)) != 0
+        alone: cython.bint = (self.block.mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG)) != 0
         devices: cython.bint = False
         c.rip = s.pc
         c.access_seg = 3
         if (va & 0xFFF) + s.size <= 0x1000:
             if lookup(c, va, s.access, tlb, cython.address(host), cython.address(gpa)):
                 return self.refuse()
+            if self.block.mode & MODE_DEBUG:
+                self.watch(va, s.size, s.access)
+                if host != cython.NULL:
+                    c.target = cython.cast(uint64_t, host)
+                    c.host_pc = cython.cast(uint64_t, m.code + s.host + CHECK_LENGTH)
+                    return GO_RESUME
             if host != cython.NULL:
                 c.host_pc = cython.cast(uint64_t, m.code + s.host)
                 return GO_RESUME
@@ -833,12 +843,54 @@ class BtVcpu(Vcpu):
             return self.refuse()
         if r > 0:
             return self.ask()
+        if self.block.mode & MODE_DEBUG:
+            self.watch(va, s.size, s.access)
         if s.access != ACCESS_READ:
             c.stage_va = va
             c.stage_size = s.size
         c.target = cython.cast(uint64_t, to)
         c.host_pc = cython.cast(uint64_t, self.m.code + s.host + CHECK_LENGTH)
         return GO_RESUME
+
+    def breakpoint(self, linear):
+        """Instruction breakpoints at c.rip (SDM vol. 3, 18.3.1.1): True with #DB pending. RF holds them off once."""
+        c: cython.pointer(VCpu) = self.c
+        i: cython.int
+        hits: uint32_t = 0
+        c.debug_hits = 0
+        if not c.eflags & FL_RF:
+            for i in range(4):
+                if c.dr[7] >> (2 * i) & 3 and c.dr[7] >> (16 + 4 * i) & 3 == 0 and c.dr[i] == linear:
+                    hits |= cython.cast(uint32_t, 1) << i
+        if hits:
+            raise_debug(c, hits, False)
+        return hits != 0
+
+    def watch(self, va, size, access):
+        """Note the data breakpoints that an access meets: writes (R/W = 1), or reads and writes (3)."""
+        c: cython.pointer(VCpu) = self.c
+        i: cython.int
+        kind: cython.int
+        length: uint64_t
+        at: uint64_t
+        for i in range(4):
+            if not c.dr[7] >> (2 * i) & 3:
+                continue
+            kind = cython.cast(cython.int, c.dr[7] >> (16 + 4 * i) & 3)
+            length = (c.dr[7] >> (18 + 4 * i) & 3) + 1
+            if length == 3:  # encoded 2: eight bytes
+                length = 8
+            at = c.dr[i] & ~(length - 1)
+            if kind == 3 or (kind == 1 and access != ACCESS_READ):
+                if at < va + size and va < at + length:
+                    c.debug_hits |= cython.cast(uint32_t, 1) << i
+
+    def watch_run(self, before, after, access):
+        """Data breakpoints that a string instruction met on its way from one address to another (as if upwards)."""
+        if after > before:
+            self.watch(before, after - before, access)
+        elif after < before:
+            self.watch(after, before - after, access)
 
     def refuse(self):
         """The access faulted: the exception is pending, and nothing of the instruction remains."""
@@ -870,9 +922,15 @@ class BtVcpu(Vcpu):
         return GO_LOOKUP
 
     def trap(self):
-        """The single-step trap of an instruction that began with TF set."""
-        if self.block.mode & MODE_TF:
-            raise_debug(self.c, 0x4000, True)  # DR6.BS
+        """The debug traps behind an instruction: single step, if it began with TF set, and data breakpoints."""
+        c: cython.pointer(VCpu) = self.c
+        hits: uint32_t = 0x4000 if self.block.mode & MODE_TF else 0  # DR6.BS
+        if self.block.mode & MODE_DEBUG:
+            hits |= c.debug_hits
+            c.debug_hits = 0
+            c.eflags &= ~cython.cast(uint64_t, FL_RF)
+        if hits:
+            raise_debug(c, hits, True)
 
     # ------------------------------------------------------------ instructions that the monitor runs
 
@@ -921,7 +979,12 @@ class BtVcpu(Vcpu):
         r: cython.int
         c.n_system += 1
         c.n_monitor[0] += 1
+        source: uint64_t = c.r[6]
+        destination: uint64_t = c.r[7]
         r = run_string(c, cython.address(self.insn))
+        if self.block.mode & MODE_DEBUG:
+            self.watch_run(source, c.r[6], ACCESS_READ)
+            self.watch_run(destination, c.r[7], ACCESS_WRITE)
         if r == STRING_ASK:
             self.mmio_wait = True
             return GO_EXIT

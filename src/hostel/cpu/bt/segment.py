@@ -23,6 +23,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     FL_VM,
     MODE_AC,
     MODE_CODE32,
+    MODE_DEBUG,
     MODE_CODE64,
     MODE_DF,
     MODE_FLAT,
@@ -116,6 +117,8 @@ def update_mode(c):
         mode |= MODE_DF
     if c.eflags & FL_TF:
         mode |= MODE_TF
+    if c.dr[7] & 0xFF:
+        mode |= MODE_DEBUG
     c.mode = mode
 
 

@@ -163,6 +163,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_AC,
     MODE_CODE32,
     MODE_CODE64,
+    MODE_DEBUG,
     MODE_NOAVX,
     MODE_NOFPU,
     MODE_NOSSE,
@@ -589,7 +590,7 @@ def translate(m, c, gpa, mode):
     next_page: uint64_t
     t.m = m
     t.mode = mode
-    t.single = (mode & (MODE_SINGLE | MODE_TF)) != 0
+    t.single = (mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG)) != 0
     t.code64 = (mode & MODE_CODE64) != 0
     t.stack_size = 8 if t.code64 else 4 if mode & MODE_SS32 else 2
     t.table = TLB_USER if mode & MODE_USER else TLB_KERNEL_AC if mode & MODE_AC else TLB_KERNEL

@@ -5,6 +5,7 @@ from hostel.cpu.bt.insn cimport Insn, OpInfo
 from hostel.cpu.bt.vcpu cimport VCpu
 
 cdef enum:
+    CHECK_LENGTH = 45            # bytes of address.check_access's look-up, from where it may be repeated to behind it
     MAX_INSNS = 48               # guest instructions a block
     FLAGS_HOST = 0               # the guest's arithmetic flags are in the host's
     FLAGS_MEM = 1                # in VCpu.flags_saved (or dead)

@@ -78,6 +78,7 @@ cdef enum:
     MODE_LONG = 2048          # EFER.LMA
     MODE_TSD = 4096           # CR4.TSD and CPL 3: rdtsc raises #GP
     MODE_PE = 8192            # CR0.PE
+    MODE_DEBUG = 0x20000      # DR7 enables a breakpoint: one instruction a block, and every access is looked at
     MODE_RING12 = 0x10000     # CPL 1 or 2: neither a kernel's nor a program's fast paths
 
 cdef struct Segment:
@@ -223,6 +224,7 @@ cdef struct VCpu:
     uint64_t second_host[4096]
     # -- run.py's own
     uint64_t n_monitor[128]                  # instructions that the monitor ran, by OpInfo.system; 0: strings
+    uint32_t debug_hits                      # data breakpoints that the present instruction has met, as in DR6
     uint32_t irq_wait                        # 1: an interrupt waits for IF, so that STI must come to the monitor
     volatile int in_guest                    # 1 while translated code runs: see cache.stop_world
     uint32_t table_mode[TLB_COUNT]           # the mode that each jump cache was filled under
