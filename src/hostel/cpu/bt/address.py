@@ -1,7 +1,8 @@
 """Operands: guest addresses, and the inline look-up that makes host addresses of them."""
 
 import cython
-from cython.cimports.hostel.cpu.bt.cache import SITE_ATOMIC, SK_MEM, Site, add_site
+from cython.cimports.hostel.cpu.bt.cache import SITE_ALIGNED, SITE_ATOMIC, SITE_STACK, SK_MEM, Site, add_site
+from cython.cimports.hostel.cpu.bt.decode import table
 from cython.cimports.hostel.cpu.bt.emit import (
     CC_A,
     S1,
@@ -25,7 +26,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     shift_ri,
 )
 from cython.cimports.hostel.cpu.bt.flags import clobber
-from cython.cimports.hostel.cpu.bt.insn import FS, GS, P_LOCK, P_VEX, REG_NONE, REG_RIP, SS
+from cython.cimports.hostel.cpu.bt.insn import FS, GS, O_ALIGNED, P_LOCK, P_VEX, REG_NONE, REG_RIP, SS
 from cython.cimports.hostel.cpu.bt.stubs import off
 from cython.cimports.hostel.cpu.bt.translation import CHECK_LENGTH, COLD_MEM, EA_BT, EA_PLAIN, EA_XLAT, Cold
 from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, MODE_DEBUG, MODE_FLAT, TLB_SIZE
@@ -127,6 +128,10 @@ def check_access(t, i, a, size, access):
     s.size = cython.cast(uint16_t, size)
     s.access = cython.cast(uint8_t, access)
     s.extra = atomic(cython.address(t.insns[i]))
+    if table[t.insns[i].op].flags & O_ALIGNED:
+        s.extra |= SITE_ALIGNED
+    if a.seg == SS:
+        s.extra |= SITE_STACK
     s.host = cython.cast(uint32_t, e.p - t.m.code)
     if t.mode & MODE_DEBUG:
         # every access comes to the monitor, which goes on behind the check

@@ -39,6 +39,8 @@ cdef enum:                       # Site.kind: why translated code left
 cdef enum:                       # Site.extra of SK_MEM
     SITE_ATOMIC = 1              # the access is locked
     SITE_STRING = 2              # what follows may write up to the page's end
+    SITE_ALIGNED = 4             # #GP when the address isn't a multiple of the size, before anything else
+    SITE_STACK = 8               # relative to SS: #SS, where others get #GP
 
 cdef struct Site:
     uint64_t pc

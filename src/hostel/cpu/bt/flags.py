@@ -22,6 +22,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
     K_UD,
     M_ADDR,
     M_NONE,
+    O_BYTEOP,
     O_FLAGS_COUNT,
     P_REP,
     P_REPNE,
@@ -89,7 +90,7 @@ def flag_effect(insn, kill, mod):
     mod[0] = info.flags_mod
     if info.flags & O_FLAGS_COUNT and insn.imm_size:
         # a constant count: it is known whether the flags change
-        if insn.imm & (63 if insn.rex & 8 else 31):
+        if insn.imm & (63 if insn.rex & 8 and not info.flags & O_BYTEOP else 31):
             if not info.flags_read:
                 kill[0] = info.flags_mod
         else:

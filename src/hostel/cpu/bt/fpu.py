@@ -28,6 +28,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_NOFPU,
     MODE_NOSSE,
     X_GP,
+    X_MF,
     X_NM,
     X_UD,
     VCpu,
@@ -549,6 +550,9 @@ def maskmov_bytes(c, insn, mmx):
     if mmx:
         if c.mode & MODE_NOFPU:
             raise_exception(c, X_UD if c.cr0 & CR0_EM else X_NM)
+            return -1
+        if c.fx[2] & 0x80:  # ES
+            raise_exception(c, X_MF)
             return -1
         _clear_top(c)
         c.fx[4] = 0xFF

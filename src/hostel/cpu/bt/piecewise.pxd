@@ -6,4 +6,5 @@ cdef void device_write(VCpu* c, uint64_t gpa, uint8_t* source, int size) noexcep
 cdef int read_pieces(VCpu* c, uint64_t va, uint8_t* to, int size, int tlb) noexcept nogil
 cdef int writable(VCpu* c, uint64_t va, int size, int tlb) noexcept nogil
 cdef int write_pieces(VCpu* c, uint64_t va, uint8_t* source, int size, int tlb) noexcept nogil
+cdef void peek(VCpu* c, uint64_t va, uint8_t* to, int size, int tlb) noexcept nogil
 cdef uint8_t* stage(VCpu* c, uint64_t va) noexcept nogil

@@ -5,12 +5,13 @@ far in ``mmio_answer``. Writes to devices are queued in ``mmio_pending`` until t
 """
 
 import cython
-from cython.cimports.hostel.cpu.bt.mmu import find_slot, lookup, on_code_write
+from cython.cimports.hostel.cpu.bt.mmu import find_slot, lookup, on_code_write, raise_segment
 from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, ACCESS_WRITE, MODE_LONG
+from cython.cimports.hostel.cpu.bt.x86 import canonical
 from cython.cimports.hostel.cpu.engine import EXIT_MMIO
 from cython.cimports.hostel.memory.ram import Slot
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
-from cython.cimports.libc.string import memcpy
+from cython.cimports.libc.string import memcpy, memset
 
 
 def device_read(c, gpa, to, size):
@@ -62,6 +63,8 @@ def read_pieces(c, va, to, size, tlb):
     host: cython.pointer(uint8_t) = cython.NULL
     gpa: uint64_t = 0
     n: cython.int
+    if c.mode & MODE_LONG and not canonical(va + size - 1):
+        return raise_segment(c, c.access_seg)
     while size > 0:
         n = 4096 - cython.cast(cython.int, va & 0xFFF)
         if n > size:
@@ -87,6 +90,8 @@ def writable(c, va, size, tlb):
     last: uint64_t = va + size - 1
     if not c.mode & MODE_LONG:
         last = cython.cast(uint32_t, last)
+    elif not canonical(last):
+        return raise_segment(c, c.access_seg)
     if lookup(c, va, ACCESS_WRITE, tlb, cython.address(host), cython.address(gpa)):
         return -1
     if (va ^ last) >> 12:
@@ -125,6 +130,31 @@ def write_pieces(c, va, source, size, tlb):
         source += n
         size -= n
     return 0
+
+
+def peek(c, va, to, size, tlb):
+    """What lies where a write may go (``writable``); zeros for devices."""
+    host: cython.pointer(uint8_t) = cython.NULL
+    gpa: uint64_t = 0
+    n: cython.int
+    slot: cython.pointer(Slot)
+    while size > 0:
+        n = 4096 - cython.cast(cython.int, va & 0xFFF)
+        if n > size:
+            n = size
+        lookup(c, va, ACCESS_WRITE, tlb, cython.address(host), cython.address(gpa))
+        slot = find_slot(c, gpa) if host == cython.NULL else cython.NULL
+        if slot != cython.NULL:
+            host = slot.host + (gpa - slot.gpa)
+        if host != cython.NULL:
+            memcpy(to, host, n)
+        else:
+            memset(to, 0, n)
+        va += n
+        if not c.mode & MODE_LONG:
+            va = cython.cast(uint32_t, va)
+        to += n
+        size -= n
 
 
 def stage(c, va):

@@ -36,7 +36,7 @@ cdef extern from "<signal.h>" nogil:
     int sigaltstack(const stack_t* ss, stack_t* old)
 
 cdef extern from "<ucontext.h>" nogil:
-    enum: REG_RIP, REG_R14, REG_R15, REG_EFL
+    enum: REG_RIP, REG_R14, REG_R15, REG_EFL, REG_TRAPNO
     ctypedef struct mcontext_t:
         long long gregs[23]
     ctypedef struct ucontext_t:

@@ -19,7 +19,9 @@ from cython.cimports.hostel.base.clock import rdtsc
 from cython.cimports.hostel.cpu.bt import mmu
 from cython.cimports.hostel.cpu.bt.cache import (
     MODE_SINGLE,
+    SITE_ALIGNED,
     SITE_ATOMIC,
+    SITE_STACK,
     SITE_STRING,
     SK_LINK,
     SK_MEM,
@@ -52,6 +54,7 @@ from cython.cimports.hostel.cpu.bt.decode import table
 from cython.cimports.hostel.cpu.bt.emit import fill_hole
 from cython.cimports.hostel.cpu.bt.insn import (
     CS,
+    DS,
     K_STRING,
     S_FXSAVE,
     S_INT,
@@ -62,6 +65,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
     S_SYSENTER,
     S_SYSRET,
     S_XRSTORS,
+    SS,
     Insn,
 )
 from cython.cimports.hostel.cpu.bt.mmu import (
@@ -76,8 +80,8 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     raise_error,
     raise_exception,
 )
-from cython.cimports.hostel.cpu.bt.piecewise import read_pieces, stage, writable, write_pieces
-from cython.cimports.hostel.cpu.bt.strings import STRING_ASK, STRING_DONE, run_string
+from cython.cimports.hostel.cpu.bt.piecewise import peek, read_pieces, stage, writable, write_pieces
+from cython.cimports.hostel.cpu.bt.strings import STRING_ASK, STRING_DONE, STRING_MORE, run_string
 from cython.cimports.hostel.cpu.bt.stubs import prepare, second_hash
 from cython.cimports.hostel.cpu.bt.system import (
     SYS_EXCEPTION,
@@ -107,9 +111,12 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_DEBUG,
     MODE_TF,
     X_AC,
+    X_DE,
     X_GP,
+    X_MF,
     X_NM,
     X_UD,
+    X_XM,
     VCpu,
 )
 from cython.cimports.hostel.cpu.bt.x86 import CR0_EM
@@ -163,7 +170,7 @@ def _on_signal(signum: cython.int, info: cython.pointer(siginfo_t), context: cyt
             f = find_fault(m, cython.cast(uint32_t, pc))
             if f != cython.NULL:
                 c.site = f.site
-                c.exit_code = signum
+                c.exit_code = cython.cast(uint32_t, uc.uc_mcontext.gregs[REG_TRAPNO])
                 uc.uc_mcontext.gregs[REG_RIP] = cython.cast(
                     cython.longlong, m.leave_host if f.flags_in_host else m.leave_mem
                 )
@@ -771,9 +778,9 @@ class BtVcpu(Vcpu):
                 raise_error(c, X_GP, 0)
             else:
                 raise_exception(c, s.extra)
-        elif c.exit_code == SIGFPE:
-            raise_exception(c, s.extra)
-        elif c.exit_code == SIGBUS:
+        elif c.exit_code == X_DE or c.exit_code == X_MF or c.exit_code == X_XM:
+            raise_exception(c, c.exit_code)
+        elif c.exit_code == X_AC:
             raise_error(c, X_AC, 0)
         else:
             raise_error(c, X_GP, 0)
@@ -793,7 +800,10 @@ class BtVcpu(Vcpu):
         alone: cython.bint = (self.block.mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG)) != 0
         devices: cython.bint = False
         c.rip = s.pc
-        c.access_seg = 3
+        c.access_seg = SS if s.extra & SITE_STACK else DS
+        if s.extra & SITE_ALIGNED and va & (s.size - 1):
+            raise_error(c, X_GP, 0)
+            return self.refuse()
         if (va & 0xFFF) + s.size <= 0x1000:
             if lookup(c, va, s.access, tlb, cython.address(host), cython.address(gpa)):
                 return self.refuse()
@@ -837,7 +847,9 @@ class BtVcpu(Vcpu):
         r: cython.int = 0
         if s.access != ACCESS_READ:
             r = writable(c, va, s.size, tlb)
-        if r == 0 and s.access != ACCESS_WRITE:
+        if r == 0 and s.access == ACCESS_WRITE:
+            peek(c, va, to, s.size, tlb)  # x87 stores don't happen when they raise an unmasked error
+        elif r == 0:
             r = read_pieces(c, va, to, s.size, tlb)
         if r < 0:
             return self.refuse()
@@ -945,6 +957,7 @@ class BtVcpu(Vcpu):
         r: cython.int
         c.n_system += 1
         c.n_monitor[what] += 1
+        c.access_seg = DS
         if fpu:
             cython.cast(stub_t, m.fx_save)()
         r = execute(c, insn)
@@ -989,6 +1002,8 @@ class BtVcpu(Vcpu):
             self.mmio_wait = True
             return GO_EXIT
         c.mmio_answers = 0
+        if r == STRING_MORE:
+            self.trap()
         if r != STRING_DONE:
             return GO_LOOKUP  # a fault, or the rest later
         c.rip = self.insn.pc + self.insn.length

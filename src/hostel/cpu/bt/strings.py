@@ -1,10 +1,10 @@
 """MOVS, CMPS, STOS, LODS and SCAS by hand: where they can't run inline (inline.py), and what repeats over pages."""
 
 import cython
-from cython.cimports.hostel.cpu.bt.insn import ES, FS, P_REP, P_REPNE
+from cython.cimports.hostel.cpu.bt.insn import DS, ES, FS, P_REP, P_REPNE
 from cython.cimports.hostel.cpu.bt.mmu import current_table, lookup
 from cython.cimports.hostel.cpu.bt.piecewise import read_pieces, write_pieces
-from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, ACCESS_WRITE, FL_ARITH, FL_DF, MODE_CODE64
+from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, ACCESS_WRITE, FL_ARITH, FL_DF, MODE_CODE64, MODE_TF
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint64_t
 from cython.cimports.libc.string import memcpy, memmove, memset
 
@@ -76,13 +76,15 @@ def run_string(c, insn):
     hd: cython.pointer(uint8_t) = cython.NULL
     gpa: uint64_t = 0
     r: cython.int = 0
+    trap: cython.bint = (c.mode & MODE_TF) != 0  # after every element
     c.mmio_next = 0
+    c.access_seg = DS
     while True:
         if rep and c.r[1] & mask == 0:
             break
         src = (base_s + (c.r[6] & mask)) & linear_mask
         dst = (base_d + (c.r[7] & mask)) & linear_mask
-        if rep and step > 0 and (which == 0xA4 or which == 0xAA) and c.mmio_answers == 0:
+        if rep and step > 0 and (which == 0xA4 or which == 0xAA) and c.mmio_answers == 0 and not trap:
             # as many elements as lie in one page on either side
             n = (4096 - (dst & 0xFFF)) // size
             if which == 0xA4 and (4096 - (src & 0xFFF)) // size < n:
@@ -93,7 +95,6 @@ def run_string(c, insn):
             if wide != 8 and ((c.r[6] & mask) + n * size > mask or (c.r[7] & mask) + n * size > mask):
                 n = 0
             if n > 1:
-                c.access_seg = 0
                 if which == 0xA4:
                     if lookup(c, src, ACCESS_READ, tlb, cython.address(hs), cython.address(gpa)):
                         r = -1
@@ -158,7 +159,7 @@ def run_string(c, insn):
         if (which == 0xA6 or which == 0xAE) and ((c.eflags >> 6 & 1) == (1 if insn.prefixes & P_REPNE else 0)):
             rep = False  # the condition ends it
             break
-        if c.mmio_pending_count or c.poll == 0:
+        if c.mmio_pending_count or c.poll == 0 or trap:
             break
     if r < 0:
         return STRING_FAULT

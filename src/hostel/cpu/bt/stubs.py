@@ -76,7 +76,7 @@ def prepare(m, c):
         e1(cython.address(e), 0x50 | (i & 7))
     e1(cython.address(e), 0x50)
     gs_store(cython.address(e), off.host_rsp, 4)
-    vectors(cython.address(e), False)
+    vectors(cython.address(e), False, 0)
     for i in range(14):
         gs_load(cython.address(e), i, off.r[i])
     gs_load(cython.address(e), S1, off.target)
@@ -89,7 +89,7 @@ def prepare(m, c):
     for i in range(14):
         gs_store(cython.address(e), off.r[i], i)
     gs_store(cython.address(e), off.target, S1)
-    vectors(cython.address(e), True)
+    vectors(cython.address(e), True, 0)
     e1(cython.address(e), 0xFC)  # cld, as the ABI wants it
     gs_load(cython.address(e), 4, off.host_rsp)
     e1(cython.address(e), 0x58)
@@ -155,9 +155,10 @@ def fx(e, digit):
     e4(e, off.fx)
 
 
-def vectors(e, store):
+def vectors(e, store, first):
+    """Put ymm`first`..15 away in VCpu.ymm or fetch them."""
     i: cython.int
-    for i in range(16):
+    for i in range(first, 16):
         e1(e, 0x65)
         if _avx:  # vmovdqu
             e1(e, 0xC5)

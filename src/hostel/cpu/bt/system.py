@@ -574,9 +574,9 @@ def _segments(c: cython.pointer(VCpu), insn: cython.pointer(cython.const[Insn]),
         value = c.seg[seg].selector
         return _push(c, cython.address(value), 1, insn.opsize)
     if what == S_POP_SEG:
-        if pop_values(c, 0, cython.address(value), 1, insn.opsize) != 0:
+        # two bytes are read, whatever the operand size
+        if read_segment(c, SS, c.r[4] & stack_mask(c), cython.address(selector), 2) != 0:
             return FAULT
-        selector = cython.cast(uint16_t, value)
         value = c.r[4]
         if seg == SS:
             set_sp(c, value + insn.opsize)
@@ -638,34 +638,36 @@ def _popf(c: cython.pointer(VCpu), size: cython.int) -> cython.int:
 @cython.nogil
 @cython.exceptval(check=False)
 def _enter(c: cython.pointer(VCpu), insn: cython.pointer(cython.const[Insn])) -> cython.int:
-    values = cython.declare(uint64_t[34])
+    value: uint64_t = c.r[5]
     level: cython.int = insn.imm2 & 31
     size: cython.int = insn.opsize
     i: cython.int
     mask: uint64_t = stack_mask(c)
-    frame: uint64_t = (c.r[4] - size) & mask
-    count: cython.int = level + 1
-    saved: uint64_t = c.r[4]
+    sp: uint64_t = c.r[4]
+    frame: uint64_t = (sp - size) & mask
+    last: uint64_t
     linear: uint64_t = 0
     gpa: uint64_t = 0
     host: cython.pointer(uint8_t) = cython.NULL
-    last: uint64_t
-    # values[0] ends lowest: rbp is pushed first, then the outer frames' pointers, then this frame's
-    values[level] = c.r[5]
-    for i in range(1, level):
-        values[level - i] = 0
-        if read_segment(c, SS, (c.r[5] - i * size) & mask, cython.address(values[level - i]), size) != 0:
+    ss = cython.declare(Segment)
+    ss = c.seg[2]
+    # rbp, the outer frames' pointers, this frame's: one after the other, since the frames may overlap
+    for i in range(level + 1):
+        if i == level and level:
+            value = frame
+        elif i:
+            value = 0
+            if read_segment(c, SS, (c.r[5] - i * size) & mask, cython.address(value), size) != 0:
+                return FAULT
+        if push_frame(
+            c, cython.address(ss), (c.mode & MODE_CODE64) != 0, c.cpl, cython.address(sp), cython.address(value), 1, size, 0
+        ):
             return FAULT
-    if level:
-        values[0] = frame
     # the SDM: a fault where the new stack pointer can't be written
-    last = (c.r[4] - count * size - (insn.imm & 0xFFFF)) & mask
+    last = (sp - (insn.imm & 0xFFFF)) & mask
     if segment_linear(c, SS, last, 1, True, cython.address(linear)) != 0:
         return FAULT
     if lookup(c, linear, ACCESS_WRITE, current_table(c), cython.address(host), cython.address(gpa)) != 0:
-        return FAULT
-    if _push(c, values, count, size) != DONE:
-        c.r[4] = saved
         return FAULT
     set_register(c, 5, frame, size)
     set_sp(c, last)

@@ -145,7 +145,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
 from cython.cimports.hostel.cpu.bt.leave import cold_code, cut, exit_to, leave, monitor_site, poll, side_exit
 from cython.cimports.hostel.cpu.bt.mmu import lookup_exec, protect_page
 from cython.cimports.hostel.cpu.bt.stack import fits32, gen_indirect, gen_pop, gen_push, gen_ret, push_value
-from cython.cimports.hostel.cpu.bt.stubs import align, off
+from cython.cimports.hostel.cpu.bt.stubs import align, off, vectors
 from cython.cimports.hostel.cpu.bt.system import feature_present
 from cython.cimports.hostel.cpu.bt.translation import (
     EA_BT,
@@ -175,12 +175,9 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     TLB_KERNEL,
     TLB_KERNEL_AC,
     TLB_USER,
-    X_DE,
     X_GP,
-    X_MF,
     X_NM,
     X_UD,
-    X_XM,
 )
 from cython.cimports.hostel.memory.ram import Slot
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
@@ -221,9 +218,8 @@ def may_fault(insn, info):
 
 
 def note_fault(t, insn, info):
-    """The next host instruction is the guest's and may be refused; SIGFPE then means `extra`."""
+    """The next host instruction is the guest's and may be refused."""
     site: uint32_t = add_site(t.m, SK_FAULT, insn.pc, t.block)
-    t.m.sites[site].extra = X_MF if info.flags & O_X87 else X_XM if info.flags & O_VECTOR else X_DE
     add_fault(t.m, t.e.p, site, t.flags == FLAGS_HOST)
 
 
@@ -256,7 +252,12 @@ def gen_native(t, i):
             gs_load(e, 15, off.r[15])
         if may_fault(insn, info):
             note_fault(t, insn, info)
+        upper: cython.bint = not t.code64 and insn.prefixes & P_VEX and insn.opmap == 1 and insn.opcode == 0x77
+        if upper:  # VZEROUPPER, VZEROALL leave ymm8 to 15 alone
+            vectors(e, True, 8)
         native(e, insn, info, reg, rm, vvvv, False)
+        if upper:
+            vectors(e, False, 8)
         after_op(t, i)
         if in14 and (
             (info.reg_use & U_W and reg == 14) or (info.rm_use & U_W and rm == 14) or (info.vvvv_use & U_W and vvvv == 14)
