@@ -75,19 +75,17 @@ complete -F _hostel hostel
 def zsh() -> str:
     table = options()
     cases = "".join(
-        f"    {command}) words=({' '.join(flag for flag, _ in flags)} {_words(what)}) ;;\n"
+        f"    {command}) choices=({' '.join(flag for flag, _ in flags)} {_words(what)}) ;;\n"
         for command, (flags, what) in table.items()
     )
     return f"""\
 _hostel() {{
-  local -a words
-  local command="${{words[2]}}" line=("${{(@)words}}")
-  command="${{${{(z)BUFFER}}[2]}}"
-  if (( CURRENT == 2 )); then compadd {" ".join(table)} --help --version; return; fi
-  case "${{${{(z)BUFFER}}[CURRENT-1]}}" in {"|".join(_FILES)}) _files; return ;; esac
-  case "$command" in
+  local -a choices
+  if (( CURRENT == 2 )); then compadd -- {" ".join(table)} --help --version; return; fi
+  case "$words[CURRENT-1]" in {"|".join(_FILES)}) _files; return ;; esac
+  case "$words[2]" in
 {cases}  esac
-  compadd -- $words
+  compadd -- $choices
 }}
 compdef _hostel hostel
 """

@@ -15,9 +15,11 @@ def run(args: argparse.Namespace) -> int:
     vm = VM.get(args.name)
     if tty.is_tty(0):
         print(f"hostel: on the console of '{vm.name}'; Ctrl-] leaves", file=sys.stderr)
-    if not be_on(vm):
-        print(f"hostel: {vm.end_message()}", file=sys.stderr)
-    return 0
+    if be_on(vm):
+        return 0
+    in_order, message = vm.end()
+    print(f"hostel: {message}", file=sys.stderr)
+    return 0 if in_order else 125
 
 
 def be_on(vm, replay: bool = False) -> bool:

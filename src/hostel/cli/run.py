@@ -6,7 +6,6 @@ the guest reads it. A VM without a name is removed when it ends.
 """
 
 import argparse
-import os
 import sys
 
 TAKES_COMMAND = True
@@ -59,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 0
-        message = vm.end_message()
-        if on_terminal:
+        in_order, message = vm.end()
+        if on_terminal or not in_order:
             print(f"hostel: {message}", file=sys.stderr)
-    sys.stdout.flush()
-    return os.EX_OK
+    return 0 if in_order else 125

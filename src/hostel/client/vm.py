@@ -191,7 +191,7 @@ class VM:
             )
             status = Bridge(sock, early, **bridge).run(timeout)
         if status is None:
-            raise Gone(self.end_message("while the command ran"))
+            raise Gone(f"{self.end()[1]} (while the command ran)")
         return status
 
     def console(self, *, replay: bool = False, **bridge: Any) -> None:
@@ -259,14 +259,16 @@ class VM:
             self._hold.close()
             self._hold = None
 
-    def end_message(self, when: str = "") -> str:
-        """One line on how the VM ended."""
+    def end(self) -> tuple[bool, str]:
+        """Whether the VM that has just ended did so in order (powered off or was switched off), and one line on
+        how."""
         deadline = time.monotonic() + 2
         while self._folder.owned() and time.monotonic() < deadline:
             time.sleep(0.01)
         state = self.state
         reason = state.reason or state.state
-        return f"'{self.name}' ended{' ' + when if when else ''}: {reason}"
+        in_order = reason in ("poweroff", "killed") or reason.startswith(("stopped", "its command"))
+        return in_order, f"'{self.name}' ended: {reason}"
 
     def __enter__(self) -> "VM":
         return self

@@ -33,7 +33,9 @@ class Log:
         self._limit = limit
         self._open()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | str) -> None:
+        if isinstance(data, str):
+            data = data.encode(errors="replace")
         try:
             if self._size + len(data) > self._limit and self._size:
                 os.rename(self.path, f"{self.path}.1")
@@ -44,6 +46,9 @@ class Log:
             written = 0
         self._size += written
         self.lost += len(data) - written
+
+    def flush(self) -> None:
+        """As a text file's, so that it can be sys.stderr."""
 
     def close(self) -> None:
         os.close(self._fd)

@@ -11,6 +11,7 @@ that nothing of the old one can be left. Its vCPU threads exist while it runs, n
 import ctypes
 import importlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -158,7 +159,9 @@ class Machine:
         if reason == "shutdown":
             self._tell("triple fault")
         elif reason == "error":
-            self._tell(f"error: vCPU {index} can't go on: {runner.vcpu.registers()}")
+            registers = runner.vcpu.registers()
+            print(f"worker: vCPU {index} can't go on: {registers}", file=sys.stderr)
+            self._tell(f"error: vCPU {index} can't go on at {registers.get('rip', 0):#x}; see worker.log")
 
     def _tell(self, what: str) -> None:
         self._on_event(self, what)

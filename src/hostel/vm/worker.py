@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import msgspec
 
@@ -33,6 +33,7 @@ from hostel.vm.control import Connection, Later, Server, Upgrade, listen
 from hostel.vm.exec import Exec
 from hostel.vm.store import Folder
 
+WORKER_LOG_SIZE = 1 << 20
 HOLD_TIMEOUT = 30.0     # seconds that a held VM waits for who holds it
 END_TIMEOUT = 5.0       # seconds that clients have to read the rest when the VM has ended
 QUICK = 20.0            # a reset sooner than this after the last one, with no agent seen, is a failure to boot
@@ -66,6 +67,8 @@ class Worker:
             os.close(fd)
         self.server = Server(self.loop, listener, {name: getattr(self, f"do_{name}") for name in rpc.PARAMS})
         self.log = Log(folder.path / "console.log")
+        # What a guest can make us print must not fill the disk.
+        sys.stderr = cast(TextIO, Log(folder.path / "worker.log", WORKER_LOG_SIZE))
         from hostel.vm.machine import BootFiles, Machine  # everything compiled comes in here
 
         self.files = BootFiles(self.spec)
