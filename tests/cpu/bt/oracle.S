@@ -1,0 +1,234 @@
+# The native side of the oracle test: a process that is nothing but its cases. oracle.py assembles it and shares the
+# memory behind CONTROL and CODE with it; a byte on stdin starts a batch, a byte on stdout ends it.
+#
+# Every case ends in a signal (int3 at the latest), whose frame holds the whole state: it is copied out, and the next
+# case starts from there, without a system call.
+
+        .intel_syntax noprefix
+        .set HEAD_COUNT, 0
+        .set HEAD_CURRENT, 8
+        .set HEAD_TICK, 16
+
+        .globl _start
+        .text
+_start:
+        mov     rdi, CONTROL
+        mov     esi, CONTROL_SIZE
+        mov     edx, 3                  # read, write
+        mov     r10d, 0x11              # shared, fixed
+        mov     r8d, 2
+        xor     r9d, r9d
+        call    map
+        mov     rdi, CODE
+        mov     esi, CODE_SIZE
+        mov     edx, 7
+        mov     r9d, CONTROL_SIZE
+        call    map
+        mov     r10d, 0x32              # private, anonymous, fixed
+        mov     r8, -1
+        xor     r9d, r9d
+        mov     edx, 3
+        mov     edi, DATA
+        mov     esi, 0x3000
+        call    map
+        mov     edi, DATA + 0x4000
+        mov     esi, 0x1000
+        call    map
+        mov     edi, STACK
+        mov     esi, 0x2000
+        call    map
+        mov     rsi, CONTROL + READONLY
+        mov     edi, DATA + 0x2000
+        mov     ecx, 0x200
+        rep     movsq
+        mov     edi, DATA + 0x2000
+        mov     esi, 0x1000
+        mov     edx, 1
+        mov     eax, 10                 # mprotect
+        syscall
+        lea     rdi, [rip + alternate]
+        xor     esi, esi
+        mov     eax, 131                # sigaltstack
+        syscall
+        lea     r15, [rip + signals]
+1:      movzx   edi, byte ptr [r15]
+        test    edi, edi
+        jz      2f
+        lea     rsi, [rip + action]
+        call    sigaction
+        inc     r15
+        jmp     1b
+2:      mov     edi, 26                 # SIGVTALRM
+        lea     rsi, [rip + tick_action]
+        call    sigaction
+        mov     edi, 1
+        lea     rsi, [rip + interval]
+        xor     edx, edx
+        mov     eax, 38                 # setitimer
+        syscall
+
+ready:  xor     edi, edi
+        lea     rsi, [rip + token]
+        mov     edx, 1
+        xor     eax, eax
+        syscall
+        cmp     rax, -4                 # EINTR
+        je      ready
+        cmp     rax, 1
+        jne     quit
+        mov     rbx, CONTROL
+        mov     qword ptr [rbx + HEAD_CURRENT], 0
+        mov     qword ptr [rbx + HEAD_TICK], -1
+
+next:   push    2                       # the kernel leaves a case's NT and AC alone
+        popfq
+        mov     rbx, CONTROL
+        mov     rax, [rbx + HEAD_CURRENT]
+        cmp     rax, [rbx + HEAD_COUNT]
+        je      done
+        imul    r15, rax, RECORD
+        lea     r15, [r15 + rbx + INPUT]
+        mov     rsi, [r15 + 184]
+        mov     edi, DATA
+        mov     ecx, 0x400
+        rep     movsq
+        mov     edi, DATA + 0x4000
+        mov     ecx, 0x200
+        rep     movsq
+        mov     edi, STACK
+        mov     ecx, 0x400
+        rep     movsq
+        mov     ecx, 3
+3:      mov     rdi, [r15 + rcx*8 + 192]
+        mov     rsi, [r15 + rcx*8 + 224]
+        test    rdi, rdi
+        jz      4f
+        mov     [rdi], rsi
+4:      dec     ecx
+        jns     3b
+        xor     eax, eax
+        mov     fs, eax
+        mov     gs, eax
+        mov     rax, [r15 + 168]
+        wrfsbase rax
+        mov     rax, [r15 + 176]
+        wrgsbase rax
+        mov     eax, 0x2b
+        mov     ds, eax
+        mov     es, eax
+        mov     eax, 7
+        xor     edx, edx
+        xrstor64 [r15 + 256]
+        mov     rax, [r15]
+        mov     rcx, [r15 + 8]
+        mov     rdx, [r15 + 16]
+        mov     rbx, [r15 + 24]
+        mov     rbp, [r15 + 40]
+        mov     rsi, [r15 + 48]
+        mov     rdi, [r15 + 56]
+        mov     r8, [r15 + 64]
+        mov     r9, [r15 + 72]
+        mov     r10, [r15 + 80]
+        mov     r11, [r15 + 88]
+        mov     r12, [r15 + 96]
+        mov     r13, [r15 + 104]
+        mov     r14, [r15 + 112]
+        lea     rsp, [r15 + 128]
+        mov     r15, [r15 + 120]
+        iretq
+
+# The alarm of 20 ms: a case that was running when it rang before never ends.
+tick:   mov     rbx, CONTROL
+        mov     rax, [rbx + HEAD_CURRENT]
+        cmp     rax, [rbx + HEAD_TICK]
+        je      ended
+        mov     [rbx + HEAD_TICK], rax
+        ret
+
+ended:  mov     rbx, CONTROL            # rdi signal, rsi siginfo, rdx ucontext
+        mov     rax, [rbx + HEAD_CURRENT]
+        imul    r15, rax, RECORD
+        lea     r15, [r15 + rbx + OUTPUT]
+        imul    r14, rax, IMAGE
+        mov     r13d, MEMORY
+        add     r14, r13
+        add     r14, rbx
+        mov     [r15], rdi
+        mov     rax, [rsi + 16]
+        mov     [r15 + 8], rax
+        lea     rsi, [rdx + 40]         # uc_mcontext.gregs
+        lea     rdi, [r15 + 16]
+        mov     ecx, 23
+        rep     movsq
+        rdfsbase rax
+        mov     [r15 + 200], rax
+        rdgsbase rax
+        mov     [r15 + 208], rax
+        mov     rsi, [rdx + 224]        # uc_mcontext.fpregs
+        lea     rdi, [r15 + 256]
+        mov     ecx, 104
+        rep     movsq
+        mov     rdi, r14
+        mov     esi, DATA
+        mov     ecx, 0x400
+        rep     movsq
+        mov     esi, DATA + 0x4000
+        mov     ecx, 0x200
+        rep     movsq
+        mov     esi, STACK
+        mov     ecx, 0x400
+        rep     movsq
+        inc     qword ptr [rbx + HEAD_CURRENT]
+        lea     rsp, [rip + stack_end]
+        jmp     next
+
+done:   lea     rsp, [rip + stack_end]
+        mov     edi, 1
+        lea     rsi, [rip + token]
+        mov     edx, 1
+        mov     eax, 1
+        syscall
+        jmp     ready
+
+map:    mov     eax, 9
+        syscall
+        cmp     rax, -4096
+        ja      fail
+        ret
+
+sigaction:
+        xor     edx, edx
+        mov     r10d, 8
+        mov     eax, 13
+        syscall
+        ret
+
+fail:   neg     eax
+        mov     edi, eax
+        jmp     5f
+quit:   xor     edi, edi
+5:      mov     eax, 60
+        syscall
+
+restore:
+        mov     eax, 15                 # rt_sigreturn
+        syscall
+
+        .data
+token:  .byte   1
+signals:
+        .byte   4, 5, 7, 8, 11, 31, 0   # ILL TRAP BUS FPE SEGV SYS
+        .balign 8
+action: .quad   ended, 0x4C000004, restore, 0      # SIGINFO, RESTORER, ONSTACK, NODEFER
+tick_action:
+        .quad   tick, 0x4C000004, restore, 0
+interval:
+        .quad   0, 20000, 0, 20000
+alternate:
+        .quad   alternate_stack, 0, 0x10000
+        .bss
+        .balign 64
+alternate_stack:
+        .skip   0x10000
+        .skip   0x1000
+stack_end:

@@ -1,0 +1,387 @@
+"""The real CPU as the oracle: cases run natively, in a process that is nothing but its cases (oracle.S).
+
+A ``Case`` is some code with the whole user-visible state before it; an ``Outcome`` the state after it and the exception
+that ended it (#BP at the latest). Both sides see the same memory at the same addresses:
+
+    CODE   two pages a case, filled with int3
+    DATA   pages A and B writable, C behind them read-only, then a hole, then D writable
+    STACK  two writable pages, holes on either side
+
+Cases go in batches through memory that both processes share, so that one costs the host two signals' worth of work.
+"""
+
+import mmap
+import os
+import random
+import struct
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hostel.cpu.bt import decode
+from hostel.cpu.bt.disasm import disassemble
+from hostel.cpu.bt.table import C
+
+CODE, DATA, STACK = 0x10000000, 0x20000000, 0x30000000
+BATCH = 128
+SLOT = 0x2000
+IMAGES = 16
+IMAGE = 0x5000  # A, B, D, two pages of stack
+RECORD = 0x500
+_CONTROL = 0x6000_0000_0000
+_INPUT = 0x1000
+_OUTPUT = _INPUT + BATCH * RECORD
+_MEMORY = _OUTPUT + BATCH * RECORD
+_IMAGES = _MEMORY + BATCH * IMAGE
+_READONLY = _IMAGES + IMAGES * IMAGE
+_CONTROL_SIZE = _READONLY + 0x1000
+WRITABLE = ((DATA, 0x2000), (DATA + 0x4000, 0x1000), (STACK, 0x2000))  # in the order of an image
+READONLY = DATA + 0x2000
+
+NATIVE_TIMEOUT = -1  # Outcome.vector of a case that never ends
+_GREGS = (13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7)  # sigcontext's order, by encoding
+
+
+@dataclass(slots=True)
+class Case:
+    """``code`` for ``rip`` in slot ``number % BATCH`` with the state that it starts from."""
+
+    number: int
+    code: bytes
+    offset: int  # of the code in its slot
+    mode: int  # 8: 64-bit code; 4: compatibility mode
+    registers: list[int]
+    flags: int
+    fs_base: int
+    gs_base: int
+    xsave: bytes  # 512 legacy, 64 header, 256 upper halves
+    image: int
+    patches: list[tuple[int, int]] = field(default_factory=list)  # (address, 64-bit value), at most four
+    rows: list[int] = field(default_factory=list)  # table rows in it
+    focus: int = 0  # the row that it was made for
+    ignore: list[tuple[int, int]] = field(default_factory=list)  # (address, bytes) of memory that may differ
+    undefined: int = 0  # arithmetic flags that the manuals leave undefined at the end
+
+    @property
+    def base(self) -> int:
+        return CODE + self.number % BATCH * SLOT
+
+    @property
+    def rip(self) -> int:
+        return self.base + self.offset
+
+    @property
+    def page(self) -> bytes:
+        """The whole slot."""
+        return b"\xcc" * self.offset + self.code + b"\xcc" * (SLOT - self.offset - len(self.code))
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The state after a case. ``fx`` is an FXSAVE image, ``ymmh`` the upper halves of ymm0..15."""
+
+    vector: int
+    error: int
+    cr2: int
+    rip: int
+    flags: int
+    registers: list[int]
+    fs_base: int
+    gs_base: int
+    fx: bytes
+    ymmh: bytes
+    memory: bytes
+
+
+def images(seed: int) -> list[bytes]:
+    """The contents of memory that cases start from: noise, with numbers that matter in between."""
+    rng = random.Random(f"{seed}/images")
+    made = []
+    for i in range(IMAGES):
+        image = bytearray(rng.randbytes(IMAGE))
+        for at in range(0, IMAGE, 8):
+            if rng.random() < 0.5:
+                struct.pack_into("<Q", image, at, interesting(rng))
+        if i == 0:
+            image = bytearray(IMAGE)
+        made.append(bytes(image))
+    return made
+
+
+_POOL = [
+    0, 1, 2, 3, 7, 8, 0x1F, 0x20, 0x3F, 0x40, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF,
+    0x80000000, 0xFFFFFFFF, 0x1_0000_0000, 0x7FFF_FFFF_FFFF_FFFF, 0x8000_0000_0000_0000, 0xFFFF_FFFF_FFFF_FFFF,
+    0xFFFF_FFFF_FFFF_FFFE, 0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_7FFF_FFFF, 0xFFFF_FFFF_FFFF_8000,
+    0xFFFF_FFFF_FFFF_FF80, 0x0101010101010101, 0x8080808080808080, 0x7F7F7F7F7F7F7F7F, 0x5555555555555555,
+    # doubles: 1, -1, inf, -inf, NaN, signalling NaN, denormals, the largest, 0.5, 2^31, 2^63, -0
+    0x3FF0000000000000, 0xBFF0000000000000, 0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000,
+    0x7FF0000000000001, 0xFFF8000000000001, 0x0000000000000001, 0x000FFFFFFFFFFFFF, 0x0010000000000000,
+    0x7FEFFFFFFFFFFFFF, 0x3FE0000000000000, 0x41E0000000000000, 0x43E0000000000000, 0x8000000000000000,
+    # pairs of floats
+    0x3F800000_3F800000, 0xBF800000_40000000, 0x7F800000_FF800000, 0x7FC00000_7F800001, 0x00000001_00800000,
+    0x7F7FFFFF_007FFFFF, 0x4F000000_CF000000, 0x80000000_3F000000,
+]  # fmt: skip
+
+
+def interesting(rng) -> int:
+    """64 bits: a number at an edge, a small one, or noise."""
+    kind = rng.random()
+    if kind < 0.4:
+        return rng.choice(_POOL)
+    if kind < 0.55:
+        return rng.getrandbits(rng.randrange(1, 64))
+    if kind < 0.65:
+        return -rng.getrandbits(rng.randrange(1, 32)) & (1 << 64) - 1
+    if kind < 0.7:
+        return rng.choice(_POOL) ^ 1 << rng.randrange(64)
+    return rng.getrandbits(64)
+
+
+def readonly_page() -> bytes:
+    return random.Random("read-only").randbytes(4096)
+
+
+class Native:
+    """The process that runs cases on the host's processor."""
+
+    def __init__(self, directory: Path, seed: int):
+        program = Path(directory) / "oracle"
+        defines = dict(
+            CODE=CODE, CODE_SIZE=BATCH * SLOT, DATA=DATA, STACK=STACK, CONTROL=_CONTROL, CONTROL_SIZE=_CONTROL_SIZE,
+            RECORD=RECORD, INPUT=_INPUT, OUTPUT=_OUTPUT, MEMORY=_MEMORY, IMAGE=IMAGE, READONLY=_READONLY,
+        )  # fmt: skip
+        subprocess.run(
+            ["gcc", "-nostdlib", "-static", "-no-pie", "-Wl,-Ttext-segment=0x500000000000", "-o", str(program),
+             *(f"-D{name}={value}" for name, value in defines.items()), str(Path(__file__).with_name("oracle.S"))],
+            check=True,
+        )  # fmt: skip
+        fd = os.memfd_create("oracle")
+        os.ftruncate(fd, _CONTROL_SIZE + BATCH * SLOT)
+        self.shared = mmap.mmap(fd, _CONTROL_SIZE + BATCH * SLOT)
+        self.images = images(seed)
+        for i, image in enumerate(self.images):
+            self.shared[_IMAGES + i * IMAGE : _IMAGES + (i + 1) * IMAGE] = image
+        self.shared[_READONLY : _READONLY + 4096] = readonly_page()
+        self.process = subprocess.Popen([str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=fd)
+        os.close(fd)
+
+    def run(self, cases: list[Case]) -> list[Outcome]:
+        """At most BATCH cases, of which each has a slot of its own."""
+        shared = self.shared
+        for i, case in enumerate(cases):
+            at = _INPUT + i * RECORD
+            selectors = (0x33 if case.mode == 8 else 0x23), 0x2B
+            patches = (case.patches + [(0, 0)] * 4)[:4]
+            shared[at : at + 256] = struct.pack(
+                "<32Q", *case.registers, case.rip, selectors[0], case.flags, case.registers[4], selectors[1],
+                case.fs_base, case.gs_base, _CONTROL + _IMAGES + case.image * IMAGE,
+                *(a for a, _ in patches), *(v for _, v in patches),
+            )  # fmt: skip
+            shared[at + 256 : at + 256 + 832] = case.xsave
+            at = _CONTROL_SIZE + case.number % BATCH * SLOT
+            shared[at : at + SLOT] = case.page
+        shared[0:8] = struct.pack("<Q", len(cases))
+        self.process.stdin.write(b"x")
+        self.process.stdin.flush()
+        if not self.process.stdout.read(1):
+            at = struct.unpack_from("<Q", shared, 8)[0]
+            raise RuntimeError(f"the native process died ({self.process.wait()}) at case {cases[at].number}")
+        return [self._outcome(i) for i in range(len(cases))]
+
+    def _outcome(self, i: int) -> Outcome:
+        at = _OUTPUT + i * RECORD
+        signal, address, *g, fs_base, gs_base = struct.unpack_from("<27Q", self.shared, at)
+        state = self.shared[at + 256 : at + 256 + 832]
+        present = struct.unpack_from("<Q", state, 512)[0]
+        fx = bytearray(state[:512])
+        if not present & 1:
+            fx[0:24] = b"\x7f\x03" + bytes(22)
+            fx[32:160] = bytes(128)
+        if not present & 2:
+            fx[160:416] = bytes(256)
+        ymmh = state[576:832] if present & 4 else bytes(256)
+        vector, error = g[20], g[19]
+        if signal == 26:
+            vector = NATIVE_TIMEOUT
+        memory = _MEMORY + i * IMAGE
+        return Outcome(
+            vector, error, g[22], g[16], g[17], [g[k] for k in _GREGS], fs_base, gs_base, bytes(fx), ymmh,
+            self.shared[memory : memory + IMAGE],
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        self.shared.close()
+
+
+def default_xsave() -> bytes:
+    fx = bytearray(512)
+    struct.pack_into("<H", fx, 0, 0x37F)
+    struct.pack_into("<I", fx, 24, 0x1F80)
+    return bytes(fx) + struct.pack("<Q", 7) + bytes(56) + bytes(256)
+
+
+# ---------------------------------------------------------------- comparing
+
+_NAMES = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
+_FLAGS = 0x247FD5  # all but RF and what a user can't have
+ARITHMETIC = 0x8D5
+
+
+def live_flags(case: Case, rip: int) -> int:
+    """The arithmetic flags that are exact when the instruction at ``rip`` faults.
+
+    The translator keeps those that an instruction from there on may still read; what surely overwrites them first
+    makes the others dead (translate.py).
+    """
+    stop = [C["K_" + k] for k in ("JCC", "LOOP", "UD", "SYSTEM")]
+    live, undecided = 0, ARITHMETIC
+    at = rip - case.rip
+    while 0 <= at < len(case.code) and undecided:
+        insn = decode.decode_py(case.code[at:] + b"\xcc" * 15, rip, case.mode)
+        if insn["result"] <= 0 or insn["op"] == 0:
+            break
+        row = decode.ROWS[insn["op"]].fields
+        if row["kind"] in stop:
+            break
+        if row["kind"] == C["K_STRING"] and row["flags_mod"]:
+            return live  # CMPS and SCAS inline
+        live |= row["flags_read"] & undecided
+        kill = row["flags_kill"]
+        if row["flags"] & C["O_FLAGS_COUNT"] and insn["imm_size"]:
+            if insn["imm"] & (63 if insn["rex"] & 8 else 31):
+                kill |= row["flags_mod"]  # the count is known
+        undecided &= ~(kill | row["flags_read"])
+        at += insn["result"]
+    return live | undecided
+
+
+def differences(case: Case, native: Outcome, other: Outcome) -> list[str]:
+    """What disagrees, one line each."""
+    found: list[str] = []
+    if _tolerated(case, native, other):
+        return found
+
+    def check(name: str, a: int, b: int) -> None:
+        if a != b:
+            found.append(f"{name}: host {a:#x}, translator {b:#x}")
+
+    check("exception", native.vector, other.vector)
+    check("rip", native.rip, other.rip)
+    if native.vector == other.vector and native.vector in (8, 10, 11, 12, 13, 14, 17):
+        # Linux says "present" of what isn't the user's
+        kernel = int(native.vector == 14 and native.cr2 >= 0x7FFF_FFFF_F000)
+        check("error code", native.error | kernel, other.error | kernel)
+        if native.vector == 14:
+            name = _faulting(case, native)[0].name
+            # wide operands: which end the processor touches first is its own affair
+            shift = 12 if name in _WIDE else 0
+            if not name.endswith(("maskmovq", "maskmovdqu")):
+                check("cr2", native.cr2 >> shift, other.cr2 >> shift)
+    popa = _faulting(case, native)[0].name == "popa"  # some of the registers may have been popped
+    for i in range(0 if popa else 16 if case.mode == 8 else 8):
+        check(_NAMES[i], native.registers[i], other.registers[i])
+    mask = _FLAGS
+    if native.vector not in (1, 3):
+        mask &= ~ARITHMETIC | live_flags(case, native.rip)
+    if native.vector in (1, 3):
+        mask &= ~case.undefined
+    else:
+        for number in case.rows:
+            mask &= ~decode.ROWS[number].fields["flags_undef"]
+    check("flags", native.flags & mask, other.flags & mask)
+    check("fs base", native.fs_base, other.fs_base)
+    check("gs base", native.gs_base, other.gs_base)
+    if native.fx != other.fx or native.ymmh != other.ymmh:
+        a, b = native.fx, other.fx
+        row, insn = _faulting(case, native) if native.vector in (12, 13, 14) else (decode.ROWS[0], {})
+        # a gather that faults: which elements are done is the processor's choice
+        loose = (insn["reg"], insn["vvvv"]) if row.fields["flags"] & C["O_VSIB"] else ()
+        # MMX: the host may have made TOP 0 and all registers valid before it faulted
+        turned = any(o.letter in "PQN" for o in row.operands if o.letter)
+        for name, at, size in (("fcw", 0, 2), ("fsw", 2, 2), ("ftw", 4, 1), ("mxcsr", 24, 4)):
+            # VCVTPS2PH: the flags may be set before the store faults
+            if not (turned and name in ("fsw", "ftw")) and not (row.name == "vcvtps2ph" and name == "mxcsr"):
+                check(name, int.from_bytes(a[at : at + size], "little"), int.from_bytes(b[at : at + size], "little"))
+        for i in range(0 if turned else 8):
+            at = 32 + 16 * i
+            check(f"st{i}", int.from_bytes(a[at : at + 10], "little"), int.from_bytes(b[at : at + 10], "little"))
+        for i in range(16):
+            at = 160 + 16 * i
+            x = a[at : at + 16] + native.ymmh[16 * i : 16 * i + 16]
+            y = b[at : at + 16] + other.ymmh[16 * i : 16 * i + 16]
+            if i not in loose:
+                check(f"ymm{i}", int.from_bytes(x, "little"), int.from_bytes(y, "little"))
+    wide = native.vector == 14 and _faulting(case, native)[0].name in _WIDE
+    if native.memory != other.memory and not wide:  # those may have been stored in part
+        found += _memory_differences(case, native.memory, other.memory)
+    return found
+
+
+_WIDE = ("fnsave", "frstor", "fnstenv", "fldenv", "fxsave", "fxrstor", "pusha", "fstp", "fbstp")
+
+
+def _tolerated(case: Case, native: Outcome, other: Outcome) -> bool:
+    """Two reasons to refuse one instruction: processors differ in which comes first, and so does the translator."""
+    row = _faulting(case, native)[0]
+    if native.rip != other.rip:
+        # Intel refuses an indirect jump to a non-canonical address, the translator (as AMD) what is fetched there
+        jumps = row.fields["kind"] in (C["K_RET"], C["K_JMP_IND"], C["K_CALL_IND"])
+        return jumps and native.vector == other.vector == 13 and case.mode == 8 and other.rip >> 47 not in (0, 0x1FFFF)
+    if native.vector == other.vector and native.cr2 == other.cr2:
+        return False
+    memory = (12, 13, 14)
+    if native.vector in memory and other.vector in memory:
+        # CMPS: either operand is read first. Operands in pieces: each piece may be checked by itself
+        edge = native.vector == 14 and (1 << 47) - 512 <= native.cr2 < 1 << 47
+        return row.name == "cmps" or edge or (case.mode == 4 and native.cr2 > 0xFFFF_FF00)
+    # a pending x87 error and a bad operand; a vector store with an error and a bad operand
+    store = row.fields["mem"] == C["M_WRITE"]
+    return (native.vector == 16 or (native.vector == 19 and store)) and other.vector in memory
+
+
+def _faulting(case: Case, native: Outcome) -> tuple:
+    """Table row and decoded form of the instruction at ``native.rip``; row 0 where there is none."""
+    at = native.rip - case.rip
+    if not 0 <= at < len(case.code):
+        return decode.ROWS[0], {}
+    insn = decode.decode_py(case.code[at:] + b"\xcc" * 15, native.rip, case.mode)
+    return (decode.ROWS[insn["op"]], insn) if insn["result"] > 0 else (decode.ROWS[0], {})
+
+
+def _memory_differences(case: Case, a: bytes, b: bytes) -> list[str]:
+    found, start = [], 0
+    for base, size in WRITABLE:
+        for at in range(0, size, 8):
+            x, y = a[start + at : start + at + 8], b[start + at : start + at + 8]
+            if x == y:
+                continue
+            differ = [base + at + i for i in range(8) if x[i] != y[i]]
+            if all(any(s <= d < s + n for s, n in case.ignore) for d in differ):
+                continue
+            found.append(f"memory at {base + at:#x}: host {x.hex()}, translator {y.hex()}")
+        start += size
+    return found[:8]
+
+
+def describe(case: Case, native: Outcome) -> str:
+    """A case for a person: its code, what it starts from, how it ended on the host."""
+    lines = [f"case {case.number}, {'64' if case.mode == 8 else '32'}-bit, host: exception {native.vector} "
+             f"error {native.error:#x} cr2 {native.cr2:#x} at {native.rip:#x}"]  # fmt: skip
+    code, pc = case.code, case.rip
+    while code:
+        n, text = disassemble(code + b"\xcc" * 15, pc, case.mode)
+        n = n if n > 0 else 1
+        lines.append(f"  {pc:#x}  {code[:n].hex():<30}  {text}")
+        code, pc = code[n:], pc + n
+    for i in range(0, 16, 4):
+        lines.append("  " + "  ".join(f"{_NAMES[k]:>3} {case.registers[k]:016x}" for k in range(i, i + 4)))
+    status = struct.unpack_from("<HHB", case.xsave)
+    mxcsr = struct.unpack_from("<I", case.xsave, 24)[0]
+    lines.append(f"  flags {case.flags:#x}  fs {case.fs_base:#x}  gs {case.gs_base:#x}  mxcsr {mxcsr:#x}")
+    lines.append(f"  fcw {status[0]:#x}  fsw {status[1]:#x}  ftw {status[2]:#x}")
+    for address, value in case.patches:
+        lines.append(f"  [{address:#x}] = {value:#x}")
+    return "\n".join(lines)

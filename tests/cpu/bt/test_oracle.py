@@ -1,0 +1,129 @@
+"""The CPU against the CPU: cases from the instruction table, run on the host's processor and by the translator.
+
+All registers, defined flags, memory, vector and x87 state must agree, and so must the exception, its error code and its
+address. A share of the cases runs through the slow twin too (all of them in the slow test). To look at one case:
+
+    ORACLE_SEED=1 ORACLE_CASE=4711 pytest -s tests/cpu/bt/test_oracle.py
+"""
+
+import os
+import time
+from collections import Counter
+
+import generate
+import oracle
+import pytest
+from bare import Guest
+
+SEED = int(os.environ.get("ORACLE_SEED", "1"))
+COUNT = int(os.environ.get("ORACLE_COUNT", "20000"))
+ONLY = os.environ.get("ORACLE_CASE")
+FSGSBASE = 2  # AT_HWCAP2
+
+
+def _auxiliary(kind: int) -> int:
+    data = open("/proc/self/auxv", "rb").read()
+    pairs = zip(memoryview(data).cast("Q")[::2], memoryview(data).cast("Q")[1::2], strict=True)
+    return dict(pairs).get(kind, 0)
+
+
+pytestmark = pytest.mark.skipif(not _auxiliary(26) & FSGSBASE, reason="the host's kernel keeps FS and GS base")
+
+
+class Trial:
+    """Host and translator side by side."""
+
+    def __init__(self, directory, seed: int):
+        self.seed = seed
+        self.generator = generate.Generator(seed)
+        self.native = oracle.Native(directory, seed)
+        self.guest = Guest(seed)
+        self.completed: Counter[int] = Counter()
+        self.refused: dict[int, Counter[int]] = {}
+        self.vectors: Counter[int] = Counter()
+        self.failures: list[str] = []
+
+    def run(self, numbers: range, twin: float) -> None:
+        """Compare the cases; ``twin``: the share that also goes one instruction at a time."""
+        for start in range(numbers.start, numbers.stop, oracle.BATCH):
+            cases = [self.generator.case(n) for n in range(start, min(start + oracle.BATCH, numbers.stop))]
+            for case, native in zip(cases, self.native.run(cases), strict=True):
+                self.vectors[native.vector] += 1
+                if native.vector in (oracle.NATIVE_TIMEOUT, 17):  # endless; EFLAGS.AC, which the translator ignores
+                    continue
+                self._count(case, native)
+                self._compare(case, native, self.guest.run(case), "blocks")
+                if case.number % 100 < twin * 100:
+                    self._compare(case, native, self.guest.step(case), "steps")
+            assert len(self.failures) < 5, self.report()
+
+    def _count(self, case: oracle.Case, native: oracle.Outcome) -> None:
+        if native.vector == 3 and generate.straight(case):
+            self.completed.update(case.rows)
+        elif len(case.rows) == 1:
+            if native.vector == 3:
+                self.completed.update(case.rows)
+            self.refused.setdefault(case.focus, Counter())[native.vector] += 1
+
+    def _compare(self, case: oracle.Case, native: oracle.Outcome, other: oracle.Outcome | None, how: str) -> None:
+        found = oracle.differences(case, native, other) if other else []
+        if found:
+            again = f"ORACLE_SEED={self.seed} ORACLE_CASE={case.number} pytest -s tests/cpu/bt/test_oracle.py"
+            self.failures.append("\n".join((oracle.describe(case, native), f"  in {how}:", *found, again)))
+
+    def report(self) -> str:
+        return "\n\n".join(self.failures)
+
+    def uncovered(self) -> list[str]:
+        """Rows that should have run and didn't."""
+        missing = []
+        for number in {n for n, _ in self.generator.usable}:
+            row = self.generator.rows[number]
+            tried = self.refused.get(number, Counter())
+            if self.completed[number] or (tried and (generate.refused(row) or set(tried) == {6})):
+                continue
+            missing.append(f"{row['name']} {row['encoding']} {','.join(row['operands'])}: {dict(tried)}")
+        return missing
+
+
+def _trial(tmp_path, seed: int, count: int, twin: float) -> None:
+    trial = Trial(tmp_path, seed)
+    began = time.monotonic()
+    try:
+        if ONLY:
+            number = int(ONLY)
+            print(oracle.describe(trial.generator.case(number), trial.native.run([trial.generator.case(number)])[0]))
+            trial.run(range(number, number + 1), 1)
+        else:
+            trial.run(range(count), twin)
+    finally:
+        trial.native.close()
+    lacking = [n for n, vectors in trial.refused.items() if set(vectors) == {6} and not trial.completed[n]]
+    usable = {n for n, _ in trial.generator.usable}
+    print(
+        f"\nseed {seed}: {sum(trial.vectors.values())} cases in {time.monotonic() - began:.1f} s, "
+        f"{len(usable)} of {len(trial.generator.rows) - 1} table rows, {len(lacking)} of them undefined on this host; "
+        f"{len(trial.generator.rows) - 1 - len(usable)} can't be compared; endings {dict(trial.vectors)}"
+    )
+    assert not trial.failures, trial.report()
+    if not ONLY and count >= 3 * len(usable):
+        assert not trial.uncovered()
+
+
+def test_every_row_that_is_not_compared_has_a_reason():
+    rows = generate.Generator(1).rows
+    assert {row["name"] for row in rows[1:] if generate.skipped(row)} == {
+        "cpuid", "int", "invpcid", "lar", "lsl", "monitor", "mwait", "rdpid", "rdpmc", "rdrand", "rdseed", "rdtsc",
+        "rdtscp", "sgdt", "sidt", "sldt", "smsw", "str", "syscall", "sysenter", "verr", "verw", "vmcall", "vmmcall",
+        "xgetbv", "xrstor", "xrstors", "xsave", "xsavec", "xsaveopt", "xsaves",
+    }  # fmt: skip
+
+
+def test_translator_agrees_with_the_host(tmp_path):
+    _trial(tmp_path, SEED, COUNT, twin=0.1)
+
+
+@pytest.mark.slow
+def test_translator_agrees_with_the_host_at_length(tmp_path):
+    seed = int(os.environ.get("ORACLE_SEED", time.time_ns() % 1_000_000))
+    _trial(tmp_path, seed, int(os.environ.get("ORACLE_COUNT", "250000")), twin=1)
