@@ -8,6 +8,7 @@ cdef extern from * nogil:
 # the GIL; devices in plain Python derive from PyRegion and define read_py/write_py.
 cdef class Region:
     cdef readonly str name
+    cdef public bint native         # takes neither the GIL nor the FPU: an engine may ask it between two guest instructions
     cdef uint64_t read(self, uint64_t offset, int size) noexcept nogil
     cdef void write(self, uint64_t offset, int size, uint64_t value) noexcept nogil
 
@@ -28,5 +29,6 @@ cdef class Space:
     cdef volatile uint32_t changes      # odd while the windows change; who reads them meanwhile looks again
     cdef public uint64_t unclaimed
     cdef void* find(self, uint64_t address, uint64_t* offset) noexcept nogil
+    cdef void* find_native(self, uint64_t address, uint64_t* offset) noexcept nogil
     cdef uint64_t read(self, uint64_t address, int size) noexcept nogil
     cdef void write(self, uint64_t address, int size, uint64_t value) noexcept nogil

@@ -121,6 +121,13 @@ class Space:
             if not seen & 1 and seen == self.changes:
                 return region
 
+    def find_native(self, address, offset):
+        """As ``find``, but only a region that is ``native``."""
+        region: cython.p_void = self.find(address, offset)
+        if region != cython.NULL and cython.cast(Region, region).native:
+            return region
+        return cython.NULL
+
     def read(self, address, size):
         offset: uint64_t = 0
         region: cython.p_void = self.find(address, cython.address(offset))

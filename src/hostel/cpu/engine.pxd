@@ -1,3 +1,4 @@
+from hostel.bus.space cimport Space
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.time cimport clockid_t, itimerspec
 
@@ -80,6 +81,7 @@ cdef class Vcpu:
     cdef Exit exit
     cdef readonly int index
     cdef InterruptController apic
+    cdef public Space ports           # whose native regions the engine may ask without an exit; None: it exits always
     cdef volatile int32_t wake_word   # futex: counts wake-ups
     cdef int32_t seen                 # wake_word when the last wait() returned; owner's thread
     cdef volatile int32_t sleeping    # whether kick() must call the kernel

@@ -43,6 +43,7 @@ class Uart(Region):
 
     def __init__(self, irq: IrqLine | None, rts_gate: bool = True, name: str = "uart"):
         self.name = name
+        self.native = True
         self.irq = irq if irq is not None else IrqLine()
         self.rts_gate = rts_gate
         self.thr_empty = True

@@ -32,6 +32,7 @@ class Runner:
         self.apic = apic
         self.pio = pio
         self.mmio = mmio
+        vcpu.ports = pio
         memset(self.exits, 0, cython.sizeof(self.exits))
         self.lapic_accesses = 0
 

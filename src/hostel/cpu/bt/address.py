@@ -112,7 +112,10 @@ def address_to_s1(t, a):
 
 def atomic(insn):
     """SITE_ATOMIC for LOCK, or XCHG with memory, which is locked by itself."""
-    return SITE_ATOMIC * (insn.prefixes & P_LOCK) != 0 or (insn.opmap == 0 and (insn.opcode & 0xFE) == 0x86 and not insn.prefixes & P_VEX)
+    if insn.prefixes & P_LOCK:
+        return SITE_ATOMIC
+    xchg: cython.bint = insn.opmap == 0 and (insn.opcode & 0xFE) == 0x86 and not insn.prefixes & P_VEX
+    return SITE_ATOMIC if xchg else 0
 
 
 def check_access(t, i, a, size, access):

@@ -165,7 +165,9 @@ def flush(m):
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def _page_head(m: cython.pointer(Cache), gpa: uint64_t, slot: cython.pointer(cython.pointer(Slot))) -> cython.pointer(uint32_t):
+def _page_head(
+    m: cython.pointer(Cache), gpa: uint64_t, slot: cython.pointer(cython.pointer(Slot))
+) -> cython.pointer(uint32_t):
     i: cython.int
     for i in range(m.n_slots):
         if gpa - m.slots[i].gpa < m.slots[i].size:

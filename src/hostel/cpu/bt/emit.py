@@ -16,8 +16,6 @@ from cython.cimports.hostel.cpu.bt.insn import (
     P_LOCK,
     P_REX,
     P_VEX,
-    Insn,
-    OpInfo,
 )
 from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint32_t
 from cython.cimports.libc.string import memcpy

@@ -223,7 +223,7 @@ def gen_kernel(t, i):
         gs_store(e, off.seg_base[GS], S2)
         return True
     if (what == S_STAC and not t.mode & MODE_AC) or (what == S_CLAC and t.mode & MODE_AC):
-        # the mode changes, so the rest is another block's: found in the other table's jump cache, if that is of this mode
+        # the mode changes: the rest is another block's, in the other table's jump cache if that is of this mode
         mode = t.mode ^ MODE_AC
         other = TLB_KERNEL_AC if what == S_STAC else TLB_KERNEL
         next_pc = insn.pc + insn.length

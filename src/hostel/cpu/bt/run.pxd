@@ -102,4 +102,5 @@ cdef class BtVcpu(Vcpu):
     cdef int step_done(self) noexcept nogil
     cdef void trap(self) noexcept nogil
     cdef int monitor(self) noexcept nogil
+    cdef bint ask_port(self) noexcept nogil
     cdef int string(self) noexcept nogil

@@ -7,8 +7,8 @@ A thread that runs guest code has GS at its ``VCpu`` and the guest's rsp in rsp,
 host's SIGSEGV, SIGFPE and SIGBUS at an instruction that the fault table knows are the guest's exceptions or a kick (the
 poll's null pointer); any other is a bug of ours and takes the default action, so that the worker dies visibly.
 
-Accesses that cross pages, go to devices or to pages with translations come to ``memory_access``. Reads are gathered into
-``VCpu.stage`` and the instruction goes on with that as its operand. Writes run the instruction alone (a block of
+Accesses that cross pages, go to devices or to pages with translations come to ``memory_access``. Reads are gathered
+into ``VCpu.stage`` and the instruction goes on with that as its operand. Writes run the instruction alone (a block of
 MODE_SINGLE) on the stage, which is written back when it is done: the slow twin.
 
 Lock order: ``Cache.lock``, then the world is stopped; a vCPU that waits for either is out of translated code.
@@ -16,6 +16,7 @@ Lock order: ``Cache.lock``, then the world is stopped; a vCPU that waits for eit
 
 import cython
 from cython.cimports.hostel.base.clock import rdtsc
+from cython.cimports.hostel.bus.space import Region
 from cython.cimports.hostel.cpu.bt import mmu
 from cython.cimports.hostel.cpu.bt.cache import (
     MODE_SINGLE,
@@ -125,6 +126,7 @@ from cython.cimports.hostel.cpu.engine import (
     EXIT_HLT,
     EXIT_KICK,
     EXIT_MMIO,
+    EXIT_PIO,
     EXIT_SHUTDOWN,
     Exit,
     InterruptController,
@@ -413,7 +415,7 @@ class BtVcpu(Vcpu):
         """Counters since power-on."""
         c: cython.pointer(VCpu) = self.c
         exits = {}
-        names = ("miss", "link", "memory", "monitor", "raise", "poll", "poll_indirect", "fault", "step", "step_indirect")
+        names = "miss link memory monitor raise poll poll_indirect fault step step_indirect".split()
         for i, name in enumerate(names):
             exits[name] = c.n_exits[i]
         exceptions = {str(i): c.n_exception[i] for i in range(32) if c.n_exception[i]}
@@ -964,6 +966,8 @@ class BtVcpu(Vcpu):
         if fpu:
             cython.cast(stub_t, m.fx_restore)()
         self.irq_check = True
+        if r == SYS_EXIT and c.io.reason == EXIT_PIO and self.ask_port():
+            r = SYS_NEXT if c.io.is_write else finish_io(c)
         if r == SYS_NEXT:
             if (
                 self.site.host
@@ -985,6 +989,22 @@ class BtVcpu(Vcpu):
             c.io.reason = EXIT_SHUTDOWN
             return GO_EXIT
         return GO_LOOKUP
+
+    def ask_port(self):
+        """Have port I/O done at once, by a device that needs no exit; False: there is none at that port."""
+        e: cython.pointer(Exit) = cython.address(self.c.io)
+        offset: uint64_t = 0
+        region: cython.p_void
+        if self.ports is None:
+            return False
+        region = self.ports.find_native(e.address, cython.address(offset))
+        if region == cython.NULL:
+            return False
+        if e.is_write:
+            cython.cast(Region, region).write(offset, e.size, e.data)
+        else:
+            e.data = cython.cast(Region, region).read(offset, e.size)
+        return True
 
     def string(self):
         """MOVS CMPS STOS LODS SCAS with their prefixes; interruptible between elements."""
@@ -1019,4 +1039,6 @@ class BtVcpu(Vcpu):
 @cython.nogil
 @cython.exceptval(check=False)
 def _enters_kernel(what: cython.int) -> cython.bint:
-    return what == S_SYSCALL or what == S_SYSENTER or what == S_INT or what == S_INT3 or what == S_IRET or what == S_SYSRET
+    if what == S_SYSCALL or what == S_SYSENTER or what == S_SYSRET:
+        return True
+    return what == S_INT or what == S_INT3 or what == S_IRET

@@ -1,4 +1,4 @@
-"""The machine code around translated blocks: the way in, the way out, the second jump cache; fields' offsets from GS."""
+"""The machine code around translated blocks: the way in and out, the second jump cache, fields' offsets from GS."""
 
 import cython
 from cython.cimports.hostel.cpu.bt.emit import (

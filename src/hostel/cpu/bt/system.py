@@ -659,9 +659,8 @@ def _enter(c: cython.pointer(VCpu), insn: cython.pointer(cython.const[Insn])) ->
             value = 0
             if read_segment(c, SS, (c.r[5] - i * size) & mask, cython.address(value), size) != 0:
                 return FAULT
-        if push_frame(
-            c, cython.address(ss), (c.mode & MODE_CODE64) != 0, c.cpl, cython.address(sp), cython.address(value), 1, size, 0
-        ):
+        wide: cython.bint = (c.mode & MODE_CODE64) != 0
+        if push_frame(c, cython.address(ss), wide, c.cpl, cython.address(sp), cython.address(value), 1, size, 0):
             return FAULT
     # the SDM: a fault where the new stack pointer can't be written
     last = (sp - (insn.imm & 0xFFFF)) & mask

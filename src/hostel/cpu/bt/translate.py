@@ -3,21 +3,22 @@
 A block is a run of instructions up to an unconditional transfer, the end of the page or 48 instructions, with side
 exits at conditional branches. Guest registers live in the host's of the same name but for r14 and r15, which live in
 ``VCpu.r`` and give their host registers as scratch (s1, s2); rsp is the guest's too. Most instructions run as
-themselves (``native``) with their memory operand replaced by [s1], after s1 was turned from a linear address into a host
-address by an inline TLB look-up: one compare checks page, permission and page crossing.
+themselves (``native``) with their memory operand replaced by [s1], after s1 was turned from a linear address into a
+host address by an inline TLB look-up: one compare checks page, permission and page crossing.
 
 Flags. The guest's arithmetic flags live in the host's where nothing in between needs those; an address check does, so
-flags that are live there are first put away (lahf/seto form in ``flags_saved``) and fetched again by the next instruction
-that reads or merges them. Liveness is computed backwards over the block; everything is live at an exit. Where flags are
-dead at a fault, the arithmetic bits of the EFLAGS image pushed for it are whatever they happen to be
+flags that are live there are first put away (lahf/seto form in ``flags_saved``) and fetched again by the next
+instruction that reads or merges them. Liveness is computed backwards over the block; everything is live at an exit.
+Where flags are dead at a fault, the arithmetic bits of the EFLAGS image pushed for it are whatever they happen to be
 (docs/decisions.md).
 
-Transfers. Within the page: direct jumps, linked when the target is first reached, flags in the host's or put away, whichever
-they are (two entries). Across pages and indirect: through the jump cache, a table of landing pads hashed by target;
-flags are always put away, and the pad checks that it is the right one. The jump cache is emptied whenever mappings change.
+Transfers. Within the page: direct jumps, linked when the target is first reached, flags in the host's or put away,
+whichever they are (two entries). Across pages and indirect: through the jump cache, a table of landing pads hashed by
+target; flags are always put away, and the pad checks that it is the right one. The jump cache is emptied whenever
+mappings change.
 
-Interrupts. At backward and indirect transfers translated code reads through ``VCpu.poll``; a kick stores 0 there, and the
-read faults. The site that belongs to the faulting host instruction tells where the guest is.
+Interrupts. At backward and indirect transfers translated code reads through ``VCpu.poll``; a kick stores 0 there, and
+the read faults. The site that belongs to the faulting host instruction tells where the guest is.
 """
 
 import cython
@@ -223,6 +224,13 @@ def note_fault(t, insn, info):
     add_fault(t.m, t.e.p, site, t.flags == FLAGS_HOST)
 
 
+def writes(info, reg, rm, vvvv, r):
+    """Whether the instruction writes guest register r through one of its fields."""
+    if info.reg_use & U_W and reg == r or info.rm_use & U_W and rm == r:
+        return True
+    return (info.vvvv_use & U_W) != 0 and vvvv == r
+
+
 def gen_native(t, i):
     insn: cython.pointer(Insn) = cython.address(t.insns[i])
     info: cython.pointer(OpInfo) = cython.address(table[insn.op])
@@ -259,13 +267,9 @@ def gen_native(t, i):
         if upper:
             vectors(e, False, 8)
         after_op(t, i)
-        if in14 and (
-            (info.reg_use & U_W and reg == 14) or (info.rm_use & U_W and rm == 14) or (info.vvvv_use & U_W and vvvv == 14)
-        ):
+        if in14 and writes(info, reg, rm, vvvv, 14):
             gs_store(e, off.r[14], 14)
-        if in15 and (
-            (info.reg_use & U_W and reg == 15) or (info.rm_use & U_W and rm == 15) or (info.vvvv_use & U_W and vvvv == 15)
-        ):
+        if in15 and writes(info, reg, rm, vvvv, 15):
             gs_store(e, off.r[15], 15)
         return
     operand_address(t, insn, cython.address(a))
