@@ -138,3 +138,22 @@ def test_no_space_leaves_nothing(home, monkeypatch):
     with pytest.raises(HostelError, match="no space left"):
         make()
     assert os.listdir(home / "vms") == []
+
+
+def test_the_last_word_is_written_on_a_full_disk(home, monkeypatch):
+    import errno
+
+    from hostel.base import atomic
+    from hostel.base.errors import HostelError
+
+    folder = make()
+    folder.write_state(VmState(state="running", pid=1))
+
+    def full(*args, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic.tempfile, "mkstemp", full)
+    with pytest.raises(HostelError):
+        folder.write_state(VmState(state="stopped"))
+    folder.write_last_state(VmState(state="stopped", reason="poweroff"))
+    assert (folder.state().state, folder.state().reason) == ("stopped", "poweroff")

@@ -7,6 +7,8 @@ It needs no daemon: ``run`` starts the VM's worker, everything else talks to its
 not for several threads at once; make one each with ``VM.get``.
 """
 
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,6 +90,8 @@ class VM:
                 vm._hold.call("hold")
         except BaseException:
             launch.kill(folder)
+            if os.environ.get("HOSTEL_DEBUG") and (folder.path / "worker.log").exists():
+                sys.stderr.write((folder.path / "worker.log").read_text(errors="replace"))
             if folder.path.exists():
                 folder.remove()
             raise

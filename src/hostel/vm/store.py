@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from hostel.base import atomic, paths
-from hostel.base.errors import MachineError
+from hostel.base.errors import HostelError, MachineError
 from hostel.base.linux import lock
 from hostel.base.units import format_size, parse_size
 from hostel.spec.vm import VERSION, VmSpec, VmState
@@ -86,6 +86,16 @@ class Folder:
 
     def write_state(self, state: VmState) -> None:
         atomic.write(self.path / "state.json", msgspec.json.encode(state) + b"\n")
+
+    def write_last_state(self, state: VmState) -> None:
+        """The same, in the file's place where there is no space for another: the last word should not be lost."""
+        try:
+            self.write_state(state)
+        except HostelError:
+            data = msgspec.json.encode(state) + b"\n"
+            with atomic.told(self.path / "state.json"), open(self.path / "state.json", "r+b") as file:
+                file.write(data)
+                file.truncate()
 
     def _read_state(self) -> VmState:
         try:

@@ -221,7 +221,7 @@ class Worker:
         self.machine.close()
         self.state.state, self.state.stopped, self.state.reason = "stopped", time.time(), reason
         try:
-            self.folder.write_state(self.state)
+            self.folder.write_last_state(self.state)
         except HostelError as e:
             print(f"worker: {e}", file=sys.stderr)
         self.console.finish()
@@ -404,7 +404,7 @@ def main(argv: list[str], build: Callable[[Folder, bool], Worker] = Worker) -> i
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         _give_up(folder, f"internal error: {error}")
-        _tell(ready, {"error": f"the worker failed: {type(error).__name__}: {error}; see {folder.path}/worker.log"})
+        _tell(ready, {"error": f"the worker failed: {type(error).__name__}: {error} (HOSTEL_DEBUG=1 shows where)"})
         return 1
     _tell(ready, {"ok": True})
     try:
