@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hostel.base.errors import MachineError
-from hostel.base.linux import prctl
+from hostel.base.linux import heap, prctl
 from hostel.base.loop import Loop, Timer
 from hostel.board import memmap
 from hostel.board.board import Board
@@ -91,6 +91,7 @@ class Machine:
             vcpu.set_apic(apic)
             self._runners.append(Runner(vcpu, apic, self._pio, self._mmio))
         enter(vcpus[0], boot)
+        heap.trim()  # the kernel was here three times over
 
     def start(self) -> None:
         """Let the vCPUs run."""
