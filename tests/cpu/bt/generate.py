@@ -502,7 +502,7 @@ class _Maker:
         a67 = memory["a67"] if memory else False
         segment = memory["segment"] if memory else None
         if row["kind"] in (K["STRING"], K["XLAT"], K["MOV_MOFFS"], K["LOOP"], K["GATHER"]) and not memory:
-            if rng.random() < 0.1:
+            if rng.random() < 0.1 and row["kind"] != K["GATHER"]:
                 segment = rng.choice((4, 5, 3)) if long else 3
             if row["kind"] != K["MOV_MOFFS"] and rng.random() < 0.1 and long:
                 # a fault may or may not cut the registers of string instructions to 32 bits
@@ -621,6 +621,8 @@ class _Maker:
             value = self._selector()
         elif system == _S["LOAD_FAR"]:
             value = self._selector() << 8 * form["opsize"] | rng.getrandbits(16)
+            if form["opsize"] == 8:
+                self._poke(target + 8, value >> 64)
         elif system == _S["FXRSTOR"]:
             self._poke(target + 24, 0xFFFF_0000_1F80 | rng.getrandbits(15))
         elif name == "bound":

@@ -98,14 +98,15 @@ next:   push    2                       # the kernel leaves a case's NT and AC a
         mov     edi, STACK
         mov     ecx, 0x400
         rep     movsq
-        mov     ecx, 3
+        xor     ecx, ecx
 3:      mov     rdi, [r15 + rcx*8 + 192]
         mov     rsi, [r15 + rcx*8 + 224]
         test    rdi, rdi
         jz      4f
         mov     [rdi], rsi
-4:      dec     ecx
-        jns     3b
+4:      inc     ecx
+        cmp     ecx, 4
+        jne     3b
         xor     eax, eax
         mov     fs, eax
         mov     gs, eax

@@ -274,6 +274,21 @@ class BtEngine:
                 invalidate(cython.address(self.cache), cython.NULL, gpa, n)
             gpa += n
 
+    def perf_map(self) -> str:
+        """The blocks in the format of /tmp/perf-PID.map, which perf reads: each is named for its guest address."""
+        m: cython.pointer(Cache) = cython.address(self.cache)
+        base: cython.size_t = cython.cast(cython.size_t, m.code)
+        lines = [f"{base:x} {m.start - m.code:x} hostel_stubs"]
+        for i in range(1, m.n_blocks):
+            b: cython.pointer(Block) = cython.address(m.blocks[i])
+            lines.append(f"{base + b.pad:x} {b.end - b.pad:x} guest_{b.pc:x}_mode_{b.mode:x}")
+        return "\n".join(lines) + "\n"
+
+    def code(self) -> bytes:
+        """The code memory as it is filled, from the stubs on; for disassemblers."""
+        n: cython.Py_ssize_t = self.cache.free - self.cache.code
+        return cython.cast(cython.p_char, self.cache.code)[:n]
+
     def statistics(self) -> dict:
         """Counters of the code cache."""
         m: cython.pointer(Cache) = cython.address(self.cache)
