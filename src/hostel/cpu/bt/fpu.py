@@ -494,7 +494,7 @@ def maskmov_load(c, insn, size):
     memset(out, 0, 32)
     while i < n:
         if mask[i + size - 1] & 0x80:
-            if read_segment(c, insn.seg, (ea + i) & address_mask(insn.addrsize), cython.address(out[i]), size):
+            if read_segment(c, insn.seg, ea + i, cython.address(out[i]), size):
                 return -1
         i += size
     memcpy(cython.address(c.ymm[32 * insn.reg]), out, 32)
@@ -505,7 +505,7 @@ def maskmov_load(c, insn, size):
 @cython.nogil
 @cython.exceptval(check=False)
 def _store_masked(
-    c: cython.pointer(VCpu), seg: cython.int, ea: uint64_t, addrsize: cython.int, data: cython.pointer(uint8_t),
+    c: cython.pointer(VCpu), seg: cython.int, ea: uint64_t, data: cython.pointer(uint8_t),
     mask: cython.pointer(uint8_t), n: cython.int, size: cython.int,
 ) -> cython.int:  # fmt: skip
     """Store the elements whose mask has its top bit set; all are checked before the first is stored."""
@@ -514,11 +514,9 @@ def _store_masked(
     gpa: uint64_t = 0
     host: cython.pointer(uint8_t) = cython.NULL
     table: cython.int = current_table(c)
-    where: uint64_t
     while i < n:
         if mask[i + size - 1] & 0x80:
-            where = (ea + i) & address_mask(addrsize)
-            if segment_linear(c, seg, where, size, True, cython.address(linear)) != 0:
+            if segment_linear(c, seg, ea + i, size, True, cython.address(linear)) != 0:
                 return -1
             if lookup(c, linear, ACCESS_WRITE, table, cython.address(host), cython.address(gpa)) != 0:
                 return -1
@@ -530,7 +528,7 @@ def _store_masked(
     i = 0
     while i < n:
         if mask[i + size - 1] & 0x80:
-            if write_segment(c, seg, (ea + i) & address_mask(addrsize), data + i, size) != 0:
+            if write_segment(c, seg, ea + i, data + i, size) != 0:
                 return -1
         i += size
     return 0
@@ -540,7 +538,7 @@ def maskmov_store(c, insn, size):
     if _vex_usable(c) != 0:
         return -1
     return _store_masked(
-        c, insn.seg, effective_address(c, insn), insn.addrsize, cython.address(c.ymm[32 * insn.reg]),
+        c, insn.seg, effective_address(c, insn), cython.address(c.ymm[32 * insn.reg]),
         cython.address(c.ymm[32 * insn.vvvv]), 32 if insn.vex_l else 16, size,
     )  # fmt: skip
 
@@ -557,7 +555,7 @@ def maskmov_bytes(c, insn, mmx):
         _clear_top(c)
         c.fx[4] = 0xFF
         return _store_masked(
-            c, insn.seg, ea, insn.addrsize, cython.address(c.fx[32 + 16 * (insn.reg & 7)]),
+            c, insn.seg, ea, cython.address(c.fx[32 + 16 * (insn.reg & 7)]),
             cython.address(c.fx[32 + 16 * (insn.rm & 7)]), 8, 1,
         )  # fmt: skip
     if c.mode & MODE_NOSSE or c.cr0 & CR0_EM:
@@ -567,6 +565,6 @@ def maskmov_bytes(c, insn, mmx):
         raise_exception(c, X_NM)
         return -1
     return _store_masked(
-        c, insn.seg, ea, insn.addrsize, cython.address(c.ymm[32 * insn.reg]),
+        c, insn.seg, ea, cython.address(c.ymm[32 * insn.reg]),
         cython.address(c.ymm[32 * insn.rm]), 16, 1,
     )  # fmt: skip

@@ -75,6 +75,7 @@ def run_string(c, insn):
     hs: cython.pointer(uint8_t) = cython.NULL
     hd: cython.pointer(uint8_t) = cython.NULL
     gpa: uint64_t = 0
+    flags: uint64_t = c.eflags & FL_ARITH
     r: cython.int = 0
     trap: cython.bint = (c.mode & MODE_TF) != 0  # after every element
     c.mmio_next = 0
@@ -161,8 +162,8 @@ def run_string(c, insn):
             break
         if c.mmio_pending_count or c.poll == 0 or trap:
             break
-    if r < 0:
-        return STRING_FAULT
-    if r > 0:
-        return STRING_ASK
-    return STRING_MORE if rep and c.r[1] & mask else STRING_DONE
+    if r == 0 and not (rep and c.r[1] & mask):
+        return STRING_DONE
+    # SDM, REP: what interrupts CMPS or SCAS between elements sees the flags from before the instruction
+    c.eflags = (c.eflags & ~cython.cast(uint64_t, FL_ARITH)) | flags
+    return STRING_FAULT if r < 0 else STRING_ASK if r > 0 else STRING_MORE
