@@ -189,7 +189,18 @@ def enlist(m, number):
         if head:
             b.next_page2 = head[0]
             head[0] = number
+    # jumps that are linked to a dead block of the same place come here from now on
     h: uint32_t = _hash(b.gpa, b.pc, b.mode)
+    link: cython.pointer(uint32_t) = cython.address(m.hash[h])
+    while link[0]:
+        old: cython.pointer(Block) = cython.address(m.blocks[link[0]])
+        if old.dead and b.gpa2 == 1 and old.gpa == b.gpa and old.pc == b.pc and old.mode == b.mode:
+            _redirect(m, old.pad, m.code + b.pad)
+            _redirect(m, old.entry_host, m.code + b.entry_host)
+            _redirect(m, old.entry_mem, m.code + b.entry_mem)
+            link[0] = old.next_hash
+        else:
+            link = cython.address(old.next_hash)
     b.next_hash = m.hash[h]
     m.hash[h] = number
 
