@@ -29,9 +29,9 @@ def start(fake, tmp_path):
     """``start(name)``: a running VM with the fake guest."""
     from hostel.client.vm import VM
 
-    def start(name="one", held=False, agent=False, **more):
+    def start(name="one", agent=False, **more):
         folder = store.create(VmSpec(name=name, kernel="/none", agent=agent, **more))
-        launch.start(folder, held=held)
+        launch.start(folder, held=False)
         return VM(folder)
 
     return start

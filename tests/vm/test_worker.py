@@ -114,21 +114,20 @@ def test_a_worker_that_fails_to_start_says_why(home, monkeypatch, fake):
         launch.start(folder, held=False)
 
 
-def test_a_held_vm_ends_with_who_holds_it(start):
-    vm = start(held=True, remove=True)
-    connection = Connection(vm.folder)
-    connection.call("hold")
-    assert vm.state.state == "running"
-    connection.close()
-    until(lambda: not vm.folder.exists())
+def test_a_held_vm_ends_with_who_holds_it(home, fake):
+    folder = store.create(VmSpec(name="one", kernel="/none", agent=False, remove=True))
+    leash = launch.start(folder, held=True)
+    assert VM(folder).inspect()["state"]["state"] == "running"
+    leash.close()
+    until(lambda: not folder.path.exists())
 
 
-def test_a_released_vm_lives_on(start):
-    vm = start(held=True)
-    with Connection(vm.folder) as connection:
-        connection.call("hold")
-        connection.call("release")
-    assert vm.inspect()["state"]["state"] == "running"
+def test_a_released_vm_lives_on(home, fake):
+    folder = store.create(VmSpec(name="one", kernel="/none", agent=False))
+    leash = launch.start(folder, held=True)
+    leash.release()
+    time.sleep(0.1)
+    assert VM(folder).inspect()["state"]["state"] == "running"
 
 
 def test_a_hung_worker_is_killed(start):

@@ -49,7 +49,7 @@ class VM:
 
     def __init__(self, folder: store.Folder):
         self._folder = folder
-        self._hold: Connection | None = None
+        self._leash: launch.Leash | None = None
 
     # -- making and finding
 
@@ -84,10 +84,7 @@ class VM:
         folder = store.create(spec)
         vm = cls(folder)
         try:
-            launch.start(folder, held=not detach)
-            if not detach:
-                vm._hold = Connection(folder.path)
-                vm._hold.call("hold")
+            vm._leash = launch.start(folder, held=not detach)
         except BaseException:
             launch.kill(folder)
             if os.environ.get("HOSTEL_DEBUG") and (folder.path / "worker.log").exists():
@@ -258,10 +255,9 @@ class VM:
 
     def detach(self) -> None:
         """Let the VM live on after this process or ``with`` block."""
-        if self._hold:
-            self._hold.call("release")
-            self._hold.close()
-            self._hold = None
+        if self._leash:
+            self._leash.release()
+            self._leash = None
 
     def end(self) -> tuple[bool, str]:
         """Whether the VM that has just ended did so in order (powered off or was switched off), and one line on
@@ -278,11 +274,15 @@ class VM:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._hold:
-            self._hold.close()
-            self._hold = None
-            self.kill()
-            if self.folder.exists() and self._is_temporary():
+        if self._leash:
+            temporary = self._is_temporary()
+            if temporary:
+                self.kill()
+            else:  # it may be started again: the guest should find its things in order
+                self.stop()
+            self._leash.close()
+            self._leash = None
+            if temporary and self.folder.exists():
                 self._folder.remove()
 
     def __repr__(self) -> str:

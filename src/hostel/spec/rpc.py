@@ -94,8 +94,6 @@ PARAMS: dict[str, type[msgspec.Struct]] = {
     "subscribe": Nothing,      # events follow on this connection
     "wait": Nothing,           # -> VmState, once the VM has stopped
     "wait_agent": Nothing,     # -> true, once the guest takes commands
-    "hold": Nothing,           # the VM ends when this connection does, until released
-    "release": Nothing,
     "pause": Nothing,
     "resume": Nothing,
     "reset": Nothing,

@@ -2,8 +2,12 @@
 
 The worker's first word comes through a pipe: one JSON line, ``{"ok": true}`` once the guest runs, or the
 error that a person should read. What it prints goes to worker.log in the VM's folder.
+
+A VM that belongs to its starter has a leash, a pipe that only the starter's end keeps open: whatever ends the
+starter ends the VM.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -50,27 +54,53 @@ def check_host(spec: VmSpec) -> None:
         )
 
 
-def start(folder: Folder, held: bool) -> int:
-    """Start the worker of the VM in ``folder``; its pid, once the guest runs. ``MachineError`` says why not.
+class Leash:
+    """The starter's end; ``close`` ends the VM, ``release`` lets it live on."""
 
-    A ``held`` VM ends unless a client soon calls ``hold`` and keeps that connection.
-    """
+    def __init__(self, fd: int):
+        self._fd = fd
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):  # it has ended by itself
+            os.write(self._fd, b"r")
+        self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def start(folder: Folder, held: bool) -> Leash | None:
+    """Start the worker of the VM in ``folder``; returns once the guest runs, of a ``held`` one with its leash.
+    ``MachineError`` says why it doesn't."""
     reader, writer = os.pipe()
     environment = {k: v for k, v in os.environ.items() if k in _ENVIRONMENT or k.startswith("HOSTEL_")}
     environment["HOSTEL_READY_FD"] = str(writer)
+    theirs = [writer]
+    leash = None
+    if held:
+        end, mine = os.pipe()
+        theirs.append(end)
+        leash = Leash(mine)
+        environment["HOSTEL_LEASH_FD"] = str(end)
     log = folder.path / "worker.log"
     try:
         with open(log, "ab", buffering=0) as output:
             worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", WORKER, str(folder.path), *(["--held"] if held else [])],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, pass_fds=(writer,),
+                [sys.executable, "-P", "-m", WORKER, str(folder.path)],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, pass_fds=theirs,
                 start_new_session=True, cwd="/",
             )
     except OSError as e:
         os.close(reader)
         raise MachineError(f"can't start the worker: {e.strerror}") from e
     finally:
-        os.close(writer)
+        for fd in theirs:
+            os.close(fd)
     try:
         word = _first_word(reader)
     except BaseException:  # Ctrl-C while it starts
@@ -89,7 +119,7 @@ def start(folder: Folder, held: bool) -> int:
     if "error" in word:
         worker.wait()
         raise MachineError(word["error"])
-    return worker.pid
+    return leash
 
 
 def kill(folder: Folder, reason: str = "killed") -> None:

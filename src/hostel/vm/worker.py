@@ -1,11 +1,11 @@
-"""The process of one VM: ``python -m hostel.vm.worker VMDIR [--held]``.
+"""The process of one VM: ``python -m hostel.vm.worker VMDIR``, started by vm/launch.
 
 The main thread runs the event loop: control socket, serial ports, timers. Each vCPU has a thread of its own
 (vm/vcpu). The worker owns the VM's folder by a lock for as long as it lives; it writes what happens to
 state.json, and the last thing it does is to write how the VM ended. All methods here run on the loop's
 thread; a machine's threads report through ``Loop.call_soon_threadsafe``.
 
-A ``held`` VM belongs to a client's connection: when that closes, the VM ends. Without one it is its own.
+A VM on a leash (a pipe, vm/launch) ends when its other end closes; one without is its own.
 """
 
 import contextlib
@@ -34,7 +34,6 @@ from hostel.vm.exec import Exec
 from hostel.vm.store import Folder
 
 WORKER_LOG_SIZE = 1 << 20
-HOLD_TIMEOUT = 30.0     # seconds that a held VM waits for who holds it
 END_TIMEOUT = 5.0       # seconds that clients have to read the rest when the VM has ended
 QUICK = 20.0            # a reset sooner than this after the last one, with no agent seen, is a failure to boot
 MAX_QUICK_RESETS = 3
@@ -43,7 +42,7 @@ MAX_QUICK_RESETS = 3
 class Worker:
     """One VM, from its folder to its end; ``run()`` returns the process's exit status."""
 
-    def __init__(self, folder: Folder, held: bool):
+    def __init__(self, folder: Folder, leash: int = -1):
         self.folder = folder
         self.spec = folder.spec()
         self.state = VmState(state="starting", pid=os.getpid(), created=folder.state().created or time.time())
@@ -54,8 +53,7 @@ class Worker:
         self.confinement: dict = {}
         self._waiters: list[Later] = []
         self._agent_waiters: list[Later] = []
-        self._holder: Connection | None = None
-        self._held = held
+        self._leash = leash
         self._resets = 0
         self._quick_resets = 0
         self._last_start = 0.0
@@ -90,8 +88,8 @@ class Worker:
         self.state.state = "running"
         self.state.started = self._last_start = time.time()
         self.folder.write_state(self.state)
-        if self._held:
-            self.loop.call_later(HOLD_TIMEOUT, self._check_held)
+        if self._leash >= 0:
+            self.loop.watch(self._leash, READ, lambda _: self._leash_moved())
 
     def run(self) -> int:
         self.loop.run()
@@ -100,8 +98,12 @@ class Worker:
     def _signalled(self, number: int, frame: object) -> None:
         self.loop.call_soon_threadsafe(lambda: self._end(f"ended by {signal.Signals(number).name}"))
 
-    def _check_held(self) -> None:
-        if self._held and self._holder is None:
+    def _leash_moved(self) -> None:
+        word = os.read(self._leash, 1)
+        self.loop.unwatch(self._leash)
+        os.close(self._leash)
+        self._leash = -1
+        if not word:
             self._end("who started it ended")
 
     # -- the serial ports
@@ -242,10 +244,9 @@ class Worker:
 
     def close(self) -> None:
         """The folder is left as it should be found: with the state, or not at all."""
-        held = self._holder is not None and not self._holder.closed
         self.log.close()
         try:
-            if self.spec.remove and not held:  # who holds it removes it, having read the state
+            if self.spec.remove and self._leash < 0:  # else who holds it removes it, having read the state
                 self.folder.delete()
             else:
                 (self.folder.path / "control.sock").unlink(missing_ok=True)
@@ -298,18 +299,6 @@ class Worker:
         later = Later()
         self._agent_waiters.append(later)
         return later
-
-    def do_hold(self, connection: Connection, params: rpc.Nothing) -> bool:
-        self._must_live()
-        self._holder = connection
-        self._held = True
-        connection.on_close = lambda: self._released(connection)
-        return True
-
-    def do_release(self, connection: Connection, params: rpc.Nothing) -> bool:
-        self._held = False
-        self._holder = None
-        return True
 
     def do_pause(self, connection: Connection, params: rpc.Nothing) -> bool:
         self._must_live()
@@ -369,11 +358,6 @@ class Worker:
         self.folder.write_state(self.state)
         self.server.event(event="state", state=state)
 
-    def _released(self, connection: Connection) -> None:
-        if self._held and self._holder is connection:
-            self._holder = None
-            self._end("who started it ended")
-
 
 def _tell(ready: int, word: dict) -> None:
     """The first word, to vm/launch."""
@@ -385,9 +369,10 @@ def _tell(ready: int, word: dict) -> None:
         os.close(ready)
 
 
-def main(argv: list[str], build: Callable[[Folder, bool], Worker] = Worker) -> int:
+def main(argv: list[str], build: Callable[[Folder, int], Worker] = Worker) -> int:
     ready = int(os.environ.pop("HOSTEL_READY_FD", "-1"))
-    confine.close_strays({ready} if ready > 2 else set())
+    leash = int(os.environ.pop("HOSTEL_LEASH_FD", "-1"))
+    confine.close_strays({fd for fd in (ready, leash) if fd > 2})
     folder = Folder(Path(argv[0]))
     try:
         folder.take()  # the lock; it ends with the process
@@ -395,7 +380,7 @@ def main(argv: list[str], build: Callable[[Folder, bool], Worker] = Worker) -> i
         _tell(ready, {"error": str(error)})
         return 1
     try:
-        worker = build(folder, "--held" in argv[1:])
+        worker = build(folder, leash)
         worker.start()
     except HostelError as error:
         _give_up(folder, str(error))
