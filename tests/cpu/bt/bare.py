@@ -84,7 +84,7 @@ class Guest:
     CODE_GPA, DATA_GPA, STACK_GPA = 0x200000, 0x400000, 0x500000
     TABLES = 0xFFFF_FE00_0000_0000  # where Linux has GDT and TSS
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, cpus: int = 1):
         self.ram = Ram()
         self.ram.add(0, 8 << 20)
         for selector, (limit, attributes) in _DESCRIPTORS.items():
@@ -108,7 +108,7 @@ class Guest:
             (self.ram.view(self.DATA_GPA + 0x4000, 0x1000), 0x2000, 0x3000),
             (self.ram.view(self.STACK_GPA, 0x2000), 0x3000, 0x5000),
         ]
-        self.engine = BtEngine(self.ram, 1)
+        self.engine = BtEngine(self.ram, cpus)
         self.vcpu = self.engine.vcpus[0]
         self.vcpu.catch_exceptions = True
         self.state = self.vcpu.save_state()
@@ -162,6 +162,15 @@ class Guest:
     def run(self, case: oracle.Case) -> oracle.Outcome:
         """As translated blocks."""
         self._prepare(case)
+        return self._run()
+
+    def again(self, case: oracle.Case) -> oracle.Outcome:
+        """The same, by the translations that ``run`` left, linked to one another."""
+        self._memory(case)
+        self._load(case)
+        return self._run()
+
+    def _run(self) -> oracle.Outcome:
         self.running += 1
         reason = self.vcpu.run_py()[0]
         self.running += 1

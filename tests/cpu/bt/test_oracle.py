@@ -33,18 +33,18 @@ pytestmark = pytest.mark.skipif(not _auxiliary(26) & FSGSBASE, reason="the host'
 class Trial:
     """Host and translator side by side."""
 
-    def __init__(self, directory, seed: int):
+    def __init__(self, directory, seed: int, cpus: int):
         self.seed = seed
         self.generator = generate.Generator(seed)
         self.native = oracle.Native(directory, seed)
-        self.guest = Guest(seed)
+        self.guest = Guest(seed, cpus)
         self.completed: Counter[int] = Counter()
         self.refused: dict[int, Counter[int]] = {}
         self.vectors: Counter[int] = Counter()
         self.failures: list[str] = []
 
     def run(self, numbers: range, twin: float) -> None:
-        """Compare the cases; ``twin``: the share that also goes one instruction at a time."""
+        """Compare the cases; ``twin``: the share that also goes one instruction at a time, and a second time."""
         for start in range(numbers.start, numbers.stop, oracle.BATCH):
             cases = [self.generator.case(n) for n in range(start, min(start + oracle.BATCH, numbers.stop))]
             for case, native in zip(cases, self.native.run(cases), strict=True):
@@ -54,6 +54,7 @@ class Trial:
                 self._count(case, native)
                 self._compare(case, native, self.guest.run(case), "blocks")
                 if case.number % 100 < twin * 100:
+                    self._compare(case, native, self.guest.again(case), "blocks again")
                     self._compare(case, native, self.guest.step(case), "steps")
             assert len(self.failures) < 5, self.report()
 
@@ -86,8 +87,8 @@ class Trial:
         return missing
 
 
-def _trial(tmp_path, seed: int, count: int, twin: float) -> None:
-    trial = Trial(tmp_path, seed)
+def _trial(tmp_path, seed: int, count: int, twin: float, cpus: int) -> None:
+    trial = Trial(tmp_path, seed, cpus)
     began = time.monotonic()
     try:
         if ONLY:
@@ -120,10 +121,10 @@ def test_every_row_that_is_not_compared_has_a_reason():
 
 
 def test_translator_agrees_with_the_host(tmp_path):
-    _trial(tmp_path, SEED, COUNT, twin=0.1)
+    _trial(tmp_path, SEED, COUNT, twin=0.1, cpus=1)
 
 
 @pytest.mark.slow
 def test_translator_agrees_with_the_host_at_length(tmp_path):
     seed = int(os.environ.get("ORACLE_SEED", time.time_ns() % 1_000_000))
-    _trial(tmp_path, seed, int(os.environ.get("ORACLE_COUNT", "250000")), twin=1)
+    _trial(tmp_path, seed, int(os.environ.get("ORACLE_COUNT", "250000")), twin=1, cpus=2)
