@@ -60,7 +60,6 @@ from cython.cimports.hostel.cpu.bt.insn import (
     S_FXSAVE,
     S_INT,
     S_INT3,
-    S_IRET,
     S_MASKMOVQ,
     S_SYSCALL,
     S_SYSENTER,
@@ -1057,4 +1056,4 @@ class BtVcpu(Vcpu):
 def _enters_kernel(what: cython.int) -> cython.bint:
     if what == S_SYSCALL or what == S_SYSENTER or what == S_SYSRET:
         return True
-    return what == S_INT or what == S_INT3 or what == S_IRET
+    return what == S_INT or what == S_INT3
