@@ -34,6 +34,7 @@ cdef void op_mem(Code* e, int prefix, int w, int opcode, int reg, int base) noex
 cdef void op_rr(Code* e, int w, int opcode, int reg, int rm) noexcept nogil
 cdef void op_ri(Code* e, int w, int digit, int rm, int32_t imm) noexcept nogil
 cdef void shift_ri(Code* e, int w, int digit, int rm, int count) noexcept nogil
+cdef void lea_rip(Code* e, int dst, uint8_t* target) noexcept nogil
 cdef void jmp_to(Code* e, uint8_t* target) noexcept nogil
 cdef uint8_t* jmp_hole(Code* e) noexcept nogil
 cdef uint8_t* jcc_hole(Code* e, int cc) noexcept nogil

@@ -177,6 +177,14 @@ def lea(e, size, dst, base, index, scale, disp):
         e4(e, cython.cast(uint32_t, disp))
 
 
+def lea_rip(e, dst, target):
+    """lea dst, [rip + ...]: the address of a place in the code."""
+    e1(e, 0x48 | (4 if dst & 8 else 0))
+    e1(e, 0x8D)
+    e1(e, 5 | (dst & 7) << 3)
+    e4(e, cython.cast(uint32_t, target - (e.p + 4)))
+
+
 def jmp_to(e, target):
     e1(e, 0xE9)
     e4(e, cython.cast(uint32_t, target - (e.p + 4)))

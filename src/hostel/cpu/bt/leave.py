@@ -21,10 +21,12 @@ from cython.cimports.hostel.cpu.bt.emit import (
     gs_load,
     gs_op,
     gs_op_index,
+    gs_store,
     gs_store_imm32,
     jcc_hole,
     jmp_hole,
     jmp_to,
+    lea_rip,
     mov_ri,
     mov_rr32,
     op_mem,
@@ -37,6 +39,7 @@ from cython.cimports.hostel.cpu.bt.insn import F_ALL
 from cython.cimports.hostel.cpu.bt.mmu import jump_hash
 from cython.cimports.hostel.cpu.bt.stubs import off
 from cython.cimports.hostel.cpu.bt.translation import (
+    CHECK_LENGTH,
     COLD_CROSS,
     COLD_EXIT,
     COLD_MEM,
@@ -45,7 +48,7 @@ from cython.cimports.hostel.cpu.bt.translation import (
     FLAGS_MEM,
     Cold,
 )
-from cython.cimports.hostel.cpu.bt.vcpu import JUMP_BITS, JUMP_SIZE
+from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, JUMP_BITS, JUMP_SIZE
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t
 
 
@@ -150,7 +153,13 @@ def cold_code(t):
         if c.kind == COLD_MEM:
             t.flags = FLAGS_MEM
             address_to_s1(t, cython.address(c.address))
-            leave(t, c.site)
+            gs_store_imm32(e, off.site, c.site)
+            if t.single:
+                jmp_to(e, t.m.leave_mem)
+            else:
+                lea_rip(e, S2, t.m.code + t.m.sites[c.site].host + CHECK_LENGTH)
+                gs_store(e, off.resume, S2)
+                jmp_to(e, t.m.second_tlb[2 * t.table + (t.m.sites[c.site].access != ACCESS_READ)])
         elif c.kind == COLD_SITE:
             t.flags = FLAGS_MEM
             leave(t, c.site)

@@ -48,6 +48,9 @@ cdef inline uint64_t empty_tag(int index) noexcept nogil:
     return (<uint64_t>(index ^ 1) << 12) | 1
 cdef inline int jump_hash(uint64_t pc) noexcept nogil:
     return <int>((pc ^ (pc >> JUMP_BITS)) & (JUMP_SIZE - 1))
+# Where a page's entry in the second TLB is
+cdef inline int second_index(uint64_t va) noexcept nogil:
+    return <int>(<uint32_t>((<uint32_t>va >> 12) * <uint32_t>0x9E3779B1) >> 22)
 # Writes to guest-physical page `gpa` must be seen again (it now holds translated code): drop tag_w of entries for that host page.
 # Any thread may call it, after it has set slot.code[page] (lookup looks at that again after it fills an entry).
 cdef void protect_page(VCpu* c, uint8_t* host_page) noexcept nogil

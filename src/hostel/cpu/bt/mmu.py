@@ -26,6 +26,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     ITLB_SIZE,
     JUMP_SIZE,
     MODE_CODE64,
+    SECOND_SIZE,
     TLB_COUNT,
     TLB_KERNEL,
     TLB_KERNEL_AC,
@@ -408,11 +409,17 @@ def _enter(
     c.page[table][index] = cython.cast(uint64_t, slot.host) + (page << 12)
     c.tag_r[table][index] = va
     c.tag_w[table][index] = va if direct else empty_tag(index)
+    k: cython.int = second_index(va)  # noqa: F821, ours, inline in the .pxd
+    c.second_va[k] = va
+    c.second_page[k] = c.page[table][index]
+    c.second_read[k] = c.tlb_key[table]
+    c.second_write[k] = c.tlb_key[table] if direct else 0
     if direct:
         # protect_page on another thread sets code[] and then looks for our entry: one of us sees the other
         full_fence()
         if slot.code[page]:
             c.tag_w[table][index] = empty_tag(index)
+            c.second_write[k] = 0
             direct = False
     if size_log2 > 12:
         _note_large(c, va, size_log2)
@@ -661,10 +668,21 @@ def _flush_jumps(c: cython.pointer(VCpu), keep_global: cython.bint) -> cython.vo
     memset(c.jump_pages, 0, cython.sizeof(c.jump_pages) // (2 if keep_global else 1))
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _change_keys(c: cython.pointer(VCpu)) -> cython.void:
+    """Empty the second TLB."""
+    t: cython.int
+    for t in range(TLB_COUNT):
+        c.tlb_key[t] += 4
+
+
 def flush_tlb(c, keep_global):
     t: cython.int
     i: cython.int
     k: cython.int
+    _change_keys(c)
     c.n_tlb_flush += 1
     for t in range(TLB_COUNT):
         for i in range(c.tlb_local_count[t]):
@@ -703,7 +721,10 @@ def empty_tlb(c):
     t: cython.int
     i: cython.int
     k: cython.int
+    memset(c.second_read, 0, cython.sizeof(c.second_read))
+    memset(c.second_write, 0, cython.sizeof(c.second_write))
     for t in range(TLB_COUNT):
+        c.tlb_key[t] = t + 1
         for k in range(TLB_SIZE):
             c.tag_r[t][k] = empty_tag(k)
             c.tag_w[t][k] = empty_tag(k)
@@ -778,6 +799,7 @@ def flush_page(c, va):
     k: cython.int = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
     base: uint64_t = va & ~0xFFF
     bit: uint64_t = (va >> 30) & 4095
+    _change_keys(c)
     if c.giant_pages[bit >> 6] >> (bit & 63) & 1:
         _drop_region(c, va, 30)
         return
@@ -825,3 +847,6 @@ def protect_page(c, host_page):
         for i in range(TLB_SIZE):
             if c.page[t][i] == page:
                 c.tag_w[t][i] = empty_tag(i)
+    for i in range(SECOND_SIZE):
+        if c.second_page[i] == page:
+            c.second_write[i] = 0

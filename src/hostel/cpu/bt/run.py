@@ -421,7 +421,7 @@ class BtVcpu(Vcpu):
         out = {n: c.r[i] for i, n in enumerate(names)}
         for i in range(8, 16):
             out[f"r{i}"] = c.r[i]
-        out.update(rip=c.rip, eflags=c.eflags, cr0=c.cr0, cr2=c.cr2, cr3=c.cr3, cr4=c.cr4, efer=c.efer, mode=c.mode, target=c.target)
+        out.update(rip=c.rip, eflags=c.eflags, cr0=c.cr0, cr2=c.cr2, cr3=c.cr3, cr4=c.cr4, efer=c.efer, mode=c.mode)
         out.update(cpl=c.cpl, halted=c.halted, wait_sipi=c.wait_sipi, cs=c.seg[1].selector, ss=c.seg[2].selector)
         return out
 

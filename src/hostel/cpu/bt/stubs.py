@@ -2,6 +2,7 @@
 
 import cython
 from cython.cimports.hostel.cpu.bt.emit import (
+    CC_A,
     CC_NE,
     S1,
     S2,
@@ -17,7 +18,9 @@ from cython.cimports.hostel.cpu.bt.emit import (
     jcc_hole,
     jmp_to,
     mov_ri,
+    mov_rr32,
     nops,
+    op_ri,
     shift_ri,
 )
 from cython.cimports.hostel.cpu.bt.flags import emit_save_flags
@@ -56,6 +59,13 @@ def prepare(m, c):
     off.mode = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.mode)) - base)
     off.cr4 = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cr4)) - base)
     off.irq_wait = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.irq_wait)) - base)
+    for i in range(3):
+        off.tlb_key[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.tlb_key[i])) - base)
+    off.second_va = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_va[0])) - base)
+    off.second_access[0] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_read[0])) - base)
+    off.second_access[1] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_write[0])) - base)
+    off.second_page = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_page[0])) - base)
+    off.resume = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.resume)) - base)
     off.second_pc = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_pc[0])) - base)
     off.second_key = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_key[0])) - base)
     off.second_host = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_host[0])) - base)
@@ -122,6 +132,10 @@ def prepare(m, c):
     gs_store_imm32(cython.address(e), off.site, 0)
     jmp_to(cython.address(e), m.leave_mem)
     align(cython.address(e), 16)
+    for i in range(6):
+        m.second_tlb[i] = e.p
+        second_tlb(cython.address(e), m, i >> 1, i & 1)
+        align(cython.address(e), 16)
     # fxsave64 / fxrstor64 gs:[fx]; the host's own control words come back with the save
     m.fx_save = e.p
     fx(cython.address(e), 0)
@@ -143,6 +157,34 @@ def prepare(m, c):
     align(cython.address(e), 64)
     m.free = e.p
     m.start = e.p
+
+
+def second_tlb(e, m, tlb, write):
+    """The address in s1 isn't in its TLB (or crosses a page), c.site says whose it is: look in the second one.
+
+    The page found, go on at c.resume with the host's address in s1. Accesses that end in a page's last 63 bytes leave.
+    """
+    gs_store(e, off.target, S1)
+    mov_rr32(e, S2, S1)
+    shift_ri(e, 4, 5, S2, 12)
+    e1(e, 0x45)  # imul s2d, s2d, 0x9E3779B1
+    e1(e, 0x69)
+    e1(e, 0xFF)
+    e4(e, 0x9E3779B1)
+    shift_ri(e, 4, 5, S2, 22)
+    gs_load(e, S1, off.tlb_key[tlb])
+    gs_op_index(e, 0x3B, S1, S2, off.second_access[write])
+    wrong: cython.pointer(uint8_t) = jcc_hole(e, CC_NE)
+    gs_load(e, S1, off.target)
+    gs_op_index(e, 0x33, S1, S2, off.second_va)
+    op_ri(e, 8, 7, S1, 4096 - 64)
+    other: cython.pointer(uint8_t) = jcc_hole(e, CC_A)
+    gs_op_index(e, 0x03, S1, S2, off.second_page)
+    gs_op(e, 4, 0xFF, 4, off.resume)
+    fill_hole(wrong, e.p)
+    fill_hole(other, e.p)
+    gs_load(e, S1, off.target)
+    jmp_to(e, m.leave_mem)
 
 
 def fx(e, digit):

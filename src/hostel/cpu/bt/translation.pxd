@@ -64,6 +64,11 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t cr4
     uint32_t table_mode[3]
     uint32_t irq_wait
+    uint32_t tlb_key[3]
+    uint32_t second_va
+    uint32_t second_access[2]    # second_read, second_write
+    uint32_t second_page
+    uint32_t resume
     uint32_t second_pc
     uint32_t second_key
     uint32_t second_host

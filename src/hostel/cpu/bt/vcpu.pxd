@@ -7,6 +7,7 @@ cdef enum:
     TLB_BITS = 12
     TLB_SIZE = 4096           # entries a table
     ITLB_SIZE = 256
+    SECOND_SIZE = 1024
     JUMP_BITS = 14            # at 12 bits, half of the kernel's targets in a fork and exec evict one another
     JUMP_SIZE = 16384         # entries of a jump cache
 
@@ -217,6 +218,14 @@ cdef struct VCpu:
     uint64_t jump_pages[64]                  # the jump cache may hold a target in that page (mmu._jump_bit)
     uint64_t large_pages[64]                 # bit (2 MiB region & 4095): TLBs may hold pieces of a large page there
     uint64_t giant_pages[64]                 # bit (1 GiB region & 4095): the same for pages of 1 GiB
+    # -- behind the TLBs, for pages that share an entry there: one table for all, valid for reads or writes where the key
+    # is tlb_key of who asks. A flush of anything changes all keys.
+    uint64_t tlb_key[TLB_COUNT]
+    uint64_t second_va[SECOND_SIZE]
+    uint64_t second_read[SECOND_SIZE]
+    uint64_t second_write[SECOND_SIZE]
+    uint64_t second_page[SECOND_SIZE]
+    uint64_t resume                          # where translated code goes on when it found its page there
     # -- behind the jump cache, for targets that share an entry there: valid while mode and jump_generation are those of
     # the key
     uint64_t second_pc[4096]
