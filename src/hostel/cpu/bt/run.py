@@ -61,6 +61,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
     S_INT,
     S_INT3,
     S_MASKMOVQ,
+    S_STI,
     S_SYSCALL,
     S_SYSENTER,
     S_SYSRET,
@@ -994,7 +995,8 @@ class BtVcpu(Vcpu):
                 and not (c.eflags & FL_IF and c.apic and cython.cast(InterruptController, c.apic).pending() >= 0)
             ):
                 return self.resume(self.site.host)
-            if not _enters_kernel(what):
+            # SDM vol. 3, 6.8.3: MOV SS and POP SS put debug exceptions off too, STI doesn't
+            if not _enters_kernel(what) and not (c.inhibit and what != S_STI):
                 self.trap()
             return GO_LOOKUP
         if r == SYS_EXIT:
