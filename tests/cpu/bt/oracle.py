@@ -236,7 +236,7 @@ def live_flags(case: Case, rip: int) -> int:
     The translator keeps those that an instruction from there on may still read; what surely overwrites them first
     makes the others dead (translate.py).
     """
-    stop = [C["K_" + k] for k in ("JCC", "LOOP", "UD", "SYSTEM")]
+    stop = [C["K_" + k] for k in ("JCC", "LOOP", "UD")]
     live, undecided = 0, ARITHMETIC
     at = rip - case.rip
     while 0 <= at < len(case.code) and undecided:
@@ -339,7 +339,8 @@ def _tolerated(case: Case, native: Outcome, other: Outcome) -> bool:
                 return True
         # Intel refuses an indirect jump to a non-canonical address, the translator (as AMD) what is fetched there
         jumps = row.fields["kind"] in (C["K_RET"], C["K_JMP_IND"], C["K_CALL_IND"])
-        return jumps and native.vector == other.vector == 13 and case.mode == 8 and other.rip >> 47 not in (0, 0x1FFFF)
+        there = case.mode == 8 and other.rip >> 47 not in (0, 0x1FFFF)
+        return jumps and there and native.vector == 13 and other.vector in (1, 13)
     if native.vector == other.vector and native.cr2 == other.cr2:
         return False
     memory = (12, 13, 14)
