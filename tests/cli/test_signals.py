@@ -39,10 +39,10 @@ def test_signals(guests, number, status, moment):
 
 def test_the_worker_is_killed_under_the_console(guests):
     with subprocess.Popen(
-        [*HOSTEL, "run", "--kernel", os.path.realpath(guests_kernel()), "--name", "one"],
+        [*HOSTEL, "run", "--kernel", guests_kernel(), "--append", "console=ttyS0", "--name", "one"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as hostel:
-        until(lambda: [vm for vm in VM.list() if vm.state.state == "running"])
+        assert hostel.stdout.read(1)
         os.kill(VM.get("one").state.pid, signal.SIGKILL)
         out, err = hostel.communicate(timeout=30)
     assert hostel.returncode == 125

@@ -347,6 +347,13 @@ def test_commands(start):
         vm.exec(["echo", "\udcff"])
 
 
+def test_a_command_that_ends_before_its_input_came(start):
+    vm = start(agent=True)
+    for _ in range(50):
+        result = vm.exec(["sh", "-c", "echo early; exit 4"], input=b"x" * 300000)
+        assert (result.status, result.stdout) == (4, "early\n")
+
+
 def test_a_hundred_megabytes_both_ways(start):
     vm = start(agent=True)
     data = os.urandom(1 << 20) * 100

@@ -56,6 +56,7 @@ class Bridge:
         self._signals = 0
         self._status: int | None = None
         self._done = False
+        self._deaf = False
         if input is not None:
             self._send_input(memoryview(input))
 
@@ -69,6 +70,8 @@ class Bridge:
             poll = select.poll()
             poll.register(wake, select.POLLIN)
             while not self._done:
+                if self._deaf:
+                    self._out.clear()
                 poll.register(self._sock, select.POLLIN | (select.POLLOUT if self._out else 0))
                 self._watch_input(poll)
                 ready = poll.poll(None if timeout is None else timeout * 1000)
@@ -95,20 +98,26 @@ class Bridge:
                 poll.unregister(self._stdin)
 
     def _exchange(self, events: int) -> None:
-        try:
-            if events & select.POLLOUT and self._out:
+        if events & select.POLLOUT and self._out:
+            try:
                 sent = self._sock.send(memoryview(self._out)[:_HIGH_WATER])
                 del self._out[:sent]
-            if events & ~select.POLLOUT:
+            except BlockingIOError:
+                pass
+            except ConnectionError:  # it has ended and reads no more; what it said last is still to be read
+                self._deaf = True
+                self._out.clear()
+        if events & ~select.POLLOUT:
+            try:
                 data = self._sock.recv(_CHUNK * 4)
-                if data:
-                    self._frames(data)
-                else:
-                    self._done = True
-        except BlockingIOError:
-            pass
-        except ConnectionError:
-            self._done = True
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data = b""
+            if data:
+                self._frames(data)
+            else:
+                self._done = True
 
     def _frames(self, data: bytes) -> None:
         for kind, payload in self._reader.feed(data):
