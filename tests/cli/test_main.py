@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -101,10 +102,12 @@ def test_what_is_no_command(hostel):
         (["--memory", "0"], "16M to 1T"), (["--memory", "2T"], "16M to 1T"),
         (["--memory", "1000G"], "this host can't give 1000G of memory: it has "),
         (["--name", "A B"], "is no name for a VM"), (["--name", "../x"], "is no name"), (["--name", ""], "is no name"),
-        (["--name", "x" * 64], "is no name"), (["--kernel", "/no/kernel"], "there is no kernel /no/kernel"),
-        (["--kernel", "/"], "the kernel / is a folder"), (["--initrd", "/no/i"], "there is no initramfs /no/i"),
+        (["--name", "x" * 64], "is no name"), (["micro", "--kernel", "/no/kernel"], "there is no kernel /no/kernel"),
+        (["micro", "--kernel", "/"], "the kernel / is a folder"), (["--initrd", "/no/i"], "there is no initramfs /no/i"),
         (["nix"], "there is no image 'nix'"), (["--engine", "warp"], "invalid choice: 'warp'"),
-        (["micro", "uname"], "unrecognized arguments: uname"),
+        (["micro", "uname"], "unrecognized arguments: uname"), (["--append", "\udcff"], "must be UTF-8"),
+        (["--kernel", "/etc/hostname"], "name an image beside the kernel"),
+        (["--detach", "--kernel", "/etc/hostname"], "name an image beside the kernel"),
     ],
 )
 def test_run_with_bad_arguments(hostel, home, words, pattern):
@@ -217,6 +220,14 @@ def test_a_detached_command(hostel):
     state = VM.get("one").wait(10)
     assert state.exit_status == 3
     assert "out" in hostel("logs", "one")[1]
+
+
+def test_following_logs(hostel):
+    hostel("run", "-d", "--name", "one")
+    threading.Timer(0.5, lambda: VM.get("one").kill()).start()
+    status, out, err = hostel("logs", "-f", "one")
+    assert (status, err) == (0, "") and "fake guest" in out
+    assert hostel("logs", "--worker", "one") == (0, "", "")
 
 
 def test_one_failure_does_not_keep_others_from_their_turn(hostel):

@@ -27,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from hostel.base.errors import UsageError
     from hostel.base.linux import tty
     from hostel.cli.exec import run_in
     from hostel.client.vm import VM
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     has_agent = args.image is not None or args.kernel is None
     if not command and not on_terminal and has_agent and not args.detach:
         command = ["/bin/sh"]
+    if command and not has_agent:
+        raise UsageError("a command needs hostel's agent in the guest: name an image beside the kernel")
     vm = VM.run(
         args.image, name=args.name, cpus=args.cpus, memory=args.memory, kernel=args.kernel, initrd=args.initrd,
         append=args.append, engine=args.engine, detach=args.detach, rm=args.rm or None,

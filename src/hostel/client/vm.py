@@ -79,6 +79,8 @@ class VM:
         spec = make_spec(
             image, name=name, cpus=cpus, memory=memory, kernel=kernel, initrd=initrd, append=append, engine=engine
         )
+        if command and not spec.agent:
+            raise UsageError("a command needs hostel's agent in the guest: name an image beside the kernel")
         spec.remove = (name is None and not detach) if rm is None else rm
         spec.command = list(command)
         folder = store.create(spec)
@@ -325,6 +327,10 @@ def make_spec(
     engine: str,
 ) -> VmSpec:
     """A checked ``VmSpec``; fetches the image where it is needed and absent."""
+    try:
+        f"{kernel} {initrd} {append}".encode()
+    except UnicodeEncodeError:
+        raise UsageError("paths and the kernel's command line must be UTF-8") from None
     if name is not None:
         spec_vm.check_name(name)
     spec = VmSpec(
