@@ -88,7 +88,9 @@ def flag_effect(insn, kill, mod):
     info: cython.pointer(OpInfo) = cython.address(table[insn.op])
     kill[0] = info.flags_kill
     mod[0] = info.flags_mod
-    if info.flags & O_FLAGS_COUNT and insn.imm_size:
+    if not info.flags & O_FLAGS_COUNT:
+        kill[0] |= info.flags_undef  # nobody may count on the old ones
+    elif insn.imm_size:
         # a constant count: it is known whether the flags change
         if insn.imm & (63 if insn.rex & 8 and not info.flags & O_BYTEOP else 31):
             if not info.flags_read:
