@@ -348,9 +348,9 @@ def _tolerated(case: Case, native: Outcome, other: Outcome) -> bool:
         # CMPS: either operand is read first. Operands in pieces: each piece may be checked by itself
         edge = any(o.vector == 14 and (1 << 47) - 512 <= o.cr2 < 1 << 47 for o in (native, other))
         return row.name == "cmps" or edge or (case.mode == 4 and native.cr2 > 0xFFFF_FF00)
-    # a pending x87 error and a bad operand; a vector store with an error and a bad operand
+    # a bad operand and: a pending x87 error; a vector store with an error; BOUND's lower bound
     store = row.fields["mem"] == C["M_WRITE"]
-    return (native.vector == 16 or (native.vector == 19 and store)) and other.vector in memory
+    return other.vector in memory and (native.vector in (5, 16) or (native.vector == 19 and store))
 
 
 def _faulting(case: Case, native: Outcome) -> tuple:
