@@ -22,6 +22,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     lea,
     mov_ri,
     mov_rr,
+    mov_rr32,
     op_mem,
     op_ri,
     op_rr,
@@ -29,6 +30,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
 )
 from cython.cimports.hostel.cpu.bt.flags import clobber
 from cython.cimports.hostel.cpu.bt.insn import (
+    CS,
     ES,
     F_ALL,
     GS,
@@ -42,22 +44,31 @@ from cython.cimports.hostel.cpu.bt.insn import (
     S_STAC,
     S_STI,
     S_SWAPGS,
+    S_SYSCALL,
+    S_SYSRET,
+    SS,
     Insn,
 )
-from cython.cimports.hostel.cpu.bt.leave import cold_site, monitor_site
+from cython.cimports.hostel.cpu.bt.leave import cold_site, jump_s1, monitor_site
 from cython.cimports.hostel.cpu.bt.mmu import jump_hash
 from cython.cimports.hostel.cpu.bt.stubs import off
 from cython.cimports.hostel.cpu.bt.translation import COLD_MEM, FLAGS_HOST, Address
 from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_READ,
     ACCESS_WRITE,
+    FL_AC,
+    FL_DF,
+    FL_TF,
     MODE_AC,
     MODE_DF,
     MODE_RING12,
+    MODE_TSD,
     MODE_USER,
     TLB_KERNEL,
     TLB_KERNEL_AC,
+    TLB_USER,
 )
+from cython.cimports.hostel.cpu.bt.x86 import CR4_SMAP, CR4_TSD, EFER_SCE
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 
 
@@ -157,11 +168,9 @@ def gen_string(t, i):
     t.m.sites[site].host = cython.cast(uint32_t, e.p - t.m.code)
 
 
-def gen_pushf(t, i):
-    """PUSHFQ: the flags that were put away (ah: SZAPC, al: O) joined with the others; RF and VM read as 0."""
+def flags_image(t):
+    """s2 = RFLAGS: the flags that were put away (ah: SZAPC, al: O) joined with the others; RF and VM read as 0."""
     e: cython.pointer(Code) = cython.address(t.e)
-    a: Address
-    clobber(t, F_ALL)
     gs_op(e, 4, 0x1B6, S2, off.flags_saved + 1)
     op_ri(e, 4, 4, S2, 0xD5)
     gs_op(e, 4, 0x1B6, S1, off.flags_saved)
@@ -170,12 +179,108 @@ def gen_pushf(t, i):
     gs_op(e, 4, 0x8B, S1, off.eflags)
     op_ri(e, 4, 4, S1, ~(F_ALL | 0x30000))
     op_rr(e, 4, 0x09, S1, S2)
+
+
+def gen_pushf(t, i):
+    """PUSHFQ."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    a: Address
+    clobber(t, F_ALL)
+    flags_image(t)
     gs_store(e, off.scratch + 16, S2)
     stack_address(t, -8, cython.address(a))
     check_access(t, i, cython.address(a), 8, ACCESS_WRITE)
     gs_load(e, S2, off.scratch + 16)
     op_mem(e, 0, 8, 0x89, S2, S1)
     lea(e, 8, 4, 4, REG_NONE, 0, -8)
+
+
+def to_ring(t, which, mode):
+    """The end of SYSCALL (0) and SYSRET (1): flags from s2, CS and SS from what the monitor kept, the new mode."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    gs_store(e, off.eflags, S2)
+    mov_rr32(e, S1, S2)
+    op_ri(e, 4, 4, S1, 0xD5)
+    shift_ri(e, 4, 4, S1, 8)
+    shift_ri(e, 4, 5, S2, 11)
+    op_ri(e, 4, 4, S2, 1)
+    op_rr(e, 4, 0x09, S2, S1)
+    gs_store(e, off.flags_saved, S1)
+    gs_load(e, S1, off.fast_cs[which])
+    gs_store(e, off.seg_base[CS] + 8, S1)
+    gs_load(e, S1, off.fast_ss[which])
+    gs_store(e, off.seg_base[SS] + 8, S1)
+    op_rr(e, 4, 0x31, S1, S1)
+    gs_store(e, off.seg_base[CS], S1)
+    gs_store(e, off.seg_base[SS], S1)
+    gs_op(e, 4, 0xC6, 0, off.cpl)
+    e1(e, 3 if which else 0)
+    gs_store_imm32(e, off.mode, mode)
+
+
+def gen_syscall(t, i):
+    """SYSCALL where the kernel's mode is the usual one: SMAP on, AC TF and DF masked."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    masked: cython.int = FL_AC | FL_TF | FL_DF
+    mode: uint32_t = t.mode & ~(MODE_USER | MODE_TSD)
+    site: uint32_t = monitor_site(t, i)
+    clobber(t, F_ALL)
+    gs_load(e, S1, off.star)
+    gs_op(e, 8, 0x3B, S1, off.fast_star[0])
+    cold_site(t, CC_NE, site)
+    gs_imm(e, 0xF7, 0, off.cr4, CR4_SMAP)
+    cold_site(t, CC_E, site)
+    gs_imm(e, 0xF7, 0, off.efer, EFER_SCE)
+    cold_site(t, CC_E, site)
+    gs_op(e, 4, 0x8B, S1, off.sfmask)
+    op_ri(e, 4, 4, S1, masked)
+    op_ri(e, 4, 7, S1, masked)
+    cold_site(t, CC_NE, site)
+    gs_imm(e, 0x81, 7, off.table_mode[TLB_KERNEL], mode)
+    cold_site(t, CC_NE, site)
+    flags_image(t)
+    mov_rr(e, 11, S2)
+    mov_ri(e, 1, t.insns[i].pc + t.insns[i].length)
+    gs_op(e, 4, 0x8B, S1, off.sfmask)
+    op_rr(e, 4, 0xF7, 2, S1)  # not
+    op_rr(e, 4, 0x21, S1, S2)
+    op_ri(e, 4, 1, S2, 2)
+    to_ring(t, 0, mode)
+    gs_load(e, S1, off.lstar)
+    jump_s1(t, TLB_KERNEL)
+    t.done = True
+
+
+def gen_sysret(t, i):
+    """SYSRET to 64-bit code with nothing out of the ordinary: no interrupt waits, TF and DF are clear."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    mode: uint32_t = (t.mode & ~MODE_AC) | MODE_USER
+    site: uint32_t = monitor_site(t, i)
+    clobber(t, F_ALL)
+    gs_load(e, S1, off.star)
+    gs_op(e, 8, 0x3B, S1, off.fast_star[1])
+    cold_site(t, CC_NE, site)
+    gs_imm(e, 0xF7, 0, off.efer, EFER_SCE)
+    cold_site(t, CC_E, site)
+    gs_imm(e, 0xF7, 0, off.cr4, CR4_TSD)
+    cold_site(t, CC_NE, site)
+    gs_imm(e, 0x81, 7, off.irq_wait, 0)
+    cold_site(t, CC_NE, site)
+    gs_imm(e, 0x81, 7, off.table_mode[TLB_USER], mode)
+    cold_site(t, CC_NE, site)
+    mov_rr(e, S1, 1)
+    shift_ri(e, 8, 5, S1, 47)
+    cold_site(t, CC_NE, site)
+    op_rr(e, 4, 0xF7, 0, 11)  # test r11d, TF | DF
+    e4(e, FL_TF | FL_DF)
+    cold_site(t, CC_NE, site)
+    mov_rr32(e, S2, 11)
+    op_ri(e, 4, 4, S2, 0x3C7FD7)
+    op_ri(e, 4, 1, S2, 2)
+    to_ring(t, 1, mode)
+    mov_rr(e, S1, 1)
+    jump_s1(t, TLB_USER)
+    t.done = True
 
 
 def gs_imm(e, opcode, digit, offset, imm):
@@ -201,8 +306,14 @@ def gen_kernel(t, i):
         gs_op(e, 4, 0x1B7, S1, off.selector[insn.reg])
         write_reg(e, insn.opsize, insn.rm, S1)
         return True
+    if what == S_SYSCALL and t.mode & MODE_USER:
+        gen_syscall(t, i)
+        return True
     if t.mode & (MODE_USER | MODE_RING12):
         return False
+    if what == S_SYSRET and insn.opsize == 8:
+        gen_sysret(t, i)
+        return True
     if what == S_CLI:
         clobber(t, t.live[i])
         gs_imm(e, 0x81, 4, off.eflags, ~0x200)

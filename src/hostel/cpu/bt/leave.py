@@ -101,17 +101,22 @@ def exit_to(t, target, backward, far):
 
 def exit_s1(t):
     """Go on at the address in s1."""
-    e: cython.pointer(Code) = cython.address(t.e)
     if t.single:
         leave(t, add_site(t.m, SK_STEP_S1, 0, t.block))
         return
     clobber(t, F_ALL)  # by way of s2 only
     poll(t, SK_POLL_S1, 0, S2)
+    jump_s1(t, t.table)
+
+
+def jump_s1(t, tlb):
+    """Jump to the address in s1 through a table's jump cache; the flags are put away."""
+    e: cython.pointer(Code) = cython.address(t.e)
     mov_rr32(e, S2, S1)
     shift_ri(e, 4, 5, S2, JUMP_BITS)
     op_rr(e, 4, 0x33, S2, S1)
     op_ri(e, 4, 4, S2, JUMP_SIZE - 1)
-    gs_op_index(e, 0xFF, 4, S2, off.jump_cache[t.table])
+    gs_op_index(e, 0xFF, 4, S2, off.jump_cache[tlb])
 
 
 def side_exit(t, hole, target):

@@ -134,7 +134,7 @@ from cython.cimports.hostel.cpu.engine import (
 )
 from cython.cimports.hostel.memory.ram import Slot
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
-from cython.cimports.libc.string import memset
+from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.posix.mman import (
     MAP_ANONYMOUS,
     MAP_FAILED,
@@ -982,6 +982,8 @@ class BtVcpu(Vcpu):
         if fpu:
             cython.cast(stub_t, m.fx_restore)()
         self.irq_check = True
+        if r == SYS_NEXT and (what == S_SYSCALL or (what == S_SYSRET and insn.opsize == 8)):
+            keep_fast(c, 0 if what == S_SYSCALL else 1)
         if r == SYS_EXIT and c.io.reason == EXIT_PIO and self.ask_port():
             r = SYS_NEXT if c.io.is_write else finish_io(c)
         if r == SYS_NEXT:
@@ -1050,6 +1052,16 @@ class BtVcpu(Vcpu):
             return self.resume(self.site.host)
         self.trap()
         return GO_LOOKUP
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def keep_fast(c: cython.pointer(VCpu), which: cython.int) -> cython.void:
+    """Keep what SYSCALL (0) or SYSRET (1) has just made of STAR, for the next ones (inline.to_ring)."""
+    c.fast_star[which] = c.msr_star
+    memcpy(cython.address(c.fast_cs[which]), cython.address(c.seg[CS].limit), 8)
+    memcpy(cython.address(c.fast_ss[which]), cython.address(c.seg[SS].limit), 8)
 
 
 @cython.cfunc

@@ -69,6 +69,15 @@ def prepare(m, c):
     off.second_pc = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_pc[0])) - base)
     off.second_key = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_key[0])) - base)
     off.second_host = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_host[0])) - base)
+    off.efer = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.efer)) - base)
+    off.star = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_star)) - base)
+    off.lstar = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_lstar)) - base)
+    off.sfmask = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_sfmask)) - base)
+    off.cpl = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cpl)) - base)
+    for i in range(2):
+        off.fast_star[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.fast_star[i])) - base)
+        off.fast_cs[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.fast_cs[i])) - base)
+        off.fast_ss[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.fast_ss[i])) - base)
     off.kernel_gs_base = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_kernel_gs_base)) - base)
     for i in range(3):
         off.table_mode[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.table_mode[i])) - base)

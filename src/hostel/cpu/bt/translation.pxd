@@ -74,6 +74,14 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t second_host
     uint32_t selector[6]
     uint32_t kernel_gs_base
+    uint32_t efer
+    uint32_t star
+    uint32_t lstar
+    uint32_t sfmask
+    uint32_t cpl
+    uint32_t fast_star[2]
+    uint32_t fast_cs[2]
+    uint32_t fast_ss[2]
 
 cdef struct Translation:         # one block in the making
     Code e

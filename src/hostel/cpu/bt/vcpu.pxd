@@ -231,6 +231,10 @@ cdef struct VCpu:
     uint64_t second_pc[4096]
     uint64_t second_key[4096]
     uint64_t second_host[4096]
+    # -- what SYSCALL and SYSRET load into CS and SS (limit, selector, attributes as one word), for which STAR
+    uint64_t fast_star[2]
+    uint64_t fast_cs[2]
+    uint64_t fast_ss[2]
     # -- run.py's own
     uint64_t n_monitor[128]                  # instructions that the monitor ran, by OpInfo.system; 0: strings
     uint32_t debug_hits                      # data breakpoints that the present instruction has met, as in DR6
