@@ -112,9 +112,9 @@ class Machine:
     def boot(self, text: str, **defines: int) -> None:
         """Load a guest and put vCPU 0 at its start."""
         self.tables()
-        entry = self.space.entry
+        levels = {name: self.space.entry(WINDOW, i) for i, name in enumerate(("PTE", "PDE", "PDPTE", "PML4E"), 1)}
         code = assemble(
-            text, WINDOW=WINDOW, PTE=entry(WINDOW), PDE=entry(WINDOW, 2), PDPTE=entry(WINDOW, 3), PML4E=entry(WINDOW, 4),
+            text, WINDOW=WINDOW, **levels,
             FRAMES=FRAMES, USER_CODE=USER_CODE, USER_STACK=USER_STACK, CR3=self.space.cr3, BASE=BASE, GDT=GDT, IDT=IDT,
             TSS=TSS, FREE=self.space.free, **defines,
         )  # fmt: skip

@@ -5,12 +5,16 @@
 #   SAY value       report a 64-bit value                  QUIT            stop the machine
 #   TRY ... TRIED   run what is between; report -1 when it ends, else vector | error << 8, and cr2 for a page fault
 #   USER label      go to CPL 3 there; int 0x80 comes back, to the label in `back`
-#   handlers[n]     a routine that vector n calls instead (registers are kept; the frame is at rsp + 8 * 16)
+#   handlers[n]     a routine that vector n calls instead; registers are kept, [rsp + OF_VECTOR] and so on are the frame
 
         .intel_syntax noprefix
         .code64
         .set PORT_SAY, 0xF0
         .set PORT_QUIT, 0xF4
+        .set OF_VECTOR, 15*8            # when the routine begins
+        .set OF_ERROR, 16*8
+        .set OF_RIP, 17*8
+        .set OF_FLAGS, 19*8
 
         .macro SAY value
         push    rax
