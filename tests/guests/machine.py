@@ -27,6 +27,50 @@ USER_CODE = 0x5000_0000  # BASE again, for CPL 3
 USER_STACK = 0x6000_0000 + 0x4000
 MEMORY = 16 << 20
 SAY, QUIT = 0xF0, 0xF4
+TRAMPOLINE = 0x7000  # SIPI's vector 7
+_TRAMPOLINE = """
+_start: .code16
+        cli
+        mov     ax, cs
+        mov     ds, ax
+        lgdt    [gdtr - _start]
+        mov     eax, 0x40620
+        mov     cr4, eax
+        mov     eax, CR3
+        mov     cr3, eax
+        mov     ecx, 0xC0000080
+        mov     eax, 0xD01
+        xor     edx, edx
+        wrmsr
+        mov     eax, 0x80050033
+        mov     cr0, eax
+        .byte   0x66, 0xEA
+        .long   long_mode
+        .word   0x10
+        .code64
+long_mode:
+        lidt    [idtr]
+        mov     eax, 0x18
+        mov     ds, eax
+        mov     es, eax
+        mov     ss, eax
+        mov     eax, 1
+        cpuid
+        shr     ebx, 24                 // the APIC's ID
+        mov     edi, ebx
+        shl     ebx, 14
+        mov     esp, 0xDFFF0
+        sub     esp, ebx
+        mov     r15d, 0xFEE00000
+        mov     dword ptr [r15 + 0xF0], 0x1FF
+        mov     eax, OTHERS
+        jmp     rax
+        .balign 8
+gdtr:   .word   0x4F
+        .long   GDT
+idtr:   .word   0xFFF
+        .quad   IDT
+"""
 
 
 class _Port(space.PyRegion):
@@ -68,9 +112,11 @@ def assemble(text: str, origin: int = BASE, runtime: bool = True, **defines: int
 class Machine:
     """``cpus`` vCPUs; the first begins at BASE in long mode, the others wait for SIPI."""
 
-    def __init__(self, cpus: int = 1, memory: int = MEMORY):
-        self.ram = Ram()
-        self.ram.add(0, memory)
+    def __init__(self, cpus: int = 1, ram: Ram | None = None):
+        if ram is None:
+            ram = Ram()
+            ram.add(0, MEMORY)
+        self.ram = ram
         self.engine = BtEngine(self.ram, cpus)
         self.said: list[int] = []
         pio, self.mmio = space.Space("pio"), space.Space("mmio")
@@ -129,6 +175,10 @@ class Machine:
         s.rip, s.rflags = BASE, 2
         s.registers = [0, 0, 0, 0, 0xE0000, *[0] * 11]
         vcpu.load_state(s)
+
+        self._put(TRAMPOLINE, assemble(
+            _TRAMPOLINE, TRAMPOLINE, False, GDT=GDT, IDT=IDT, CR3=self.space.cr3, OTHERS=BASE + 8,
+        ))  # fmt: skip
 
     def stop(self) -> None:
         for runner in self.runners:

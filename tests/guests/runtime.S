@@ -1,6 +1,5 @@
 # What the small guests stand on. It lies at BASE; machine.py has set up GDT, IDT, TSS and page tables (identity, 2 MiB
-# pages, supervisor) and enters at its first byte, at CPL 0 in long mode, with rsp at the top of the vCPU's stack and its
-# number in rdi. Gate n leads to stub n.
+# pages, supervisor) and enters at its first byte, at CPL 0 in long mode. Gate n leads to stub n.
 #
 #   SAY value       report a 64-bit value                  QUIT            stop the machine
 #   TRY ... TRIED   run what is between; report -1 when it ends, else vector | error << 8, and cr2 for a page fault
@@ -52,9 +51,20 @@
         iretq
         .endm
 
+# INIT and SIPI to the others; each begins at `other` with its number in rdi and a stack of its own
+        .macro START_OTHERS
+        mov     r15d, 0xFEE00000
+        mov     dword ptr [r15 + 0xF0], 0x1FF
+        mov     dword ptr [r15 + 0x300], 0xC4500
+        mov     dword ptr [r15 + 0x300], 0xC4607
+        .endm
+
         .globl _start
         .text
 _start: jmp     main
+        .balign 8
+        .weak   other
+        jmp     other                   # the other vCPUs, after START_OTHERS
         .balign 16
 stubs:
         .set    vector, 0
