@@ -18,6 +18,10 @@ cdef extern from "pthread.h" nogil:
 cdef extern from "sched.h" nogil:
     int sched_yield()
 
+cdef extern from "<sys/mman.h>" nogil:
+    enum: MADV_HUGEPAGE
+    int madvise(void* address, size_t length, int advice)
+
 cdef extern from * nogil:
     void fence "__sync_synchronize"()
 
@@ -87,7 +91,9 @@ cdef struct Cache:
     uint8_t* code
     uint64_t code_size
     uint8_t* start               # first byte after the stubs
-    uint8_t* free
+    uint8_t* free                # the next block goes here
+    uint8_t* cold                # from here on: what blocks rarely run, kept apart so that the rest lies dense
+    uint8_t* cold_free
     Block* blocks                # number 0 is unused
     uint32_t n_blocks
     Site* sites

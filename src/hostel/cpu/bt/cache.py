@@ -51,8 +51,12 @@ def setup(m):
         m.pages[i] = cython.cast(cython.pointer(uint32_t), _map((m.slots[i].size >> 12) * 4, False))
         if not m.pages[i]:
             return -1
+    # large pages, if the host has some: a big program's translations span thousands of small ones
+    madvise(m.code, m.code_size, MADV_HUGEPAGE)
     m.free = m.code
     m.start = m.code
+    m.cold = m.code + m.code_size // 8 * 5
+    m.cold_free = m.cold
     m.n_blocks = 1
     m.n_sites = 1
     attributes: pthread_mutexattr_t
@@ -131,9 +135,10 @@ def find_fault(m, host):
 
 
 def full(m):
-    """Whether another block might not fit (a block takes at most 64 KiB of code and 512 entries of each table)."""
+    """Whether another block might not fit: one takes at most 32 KiB on either side and 512 entries of each table."""
     return (
-        m.free + 65536 > m.code + m.code_size
+        m.free + 32768 > m.cold
+        or m.cold_free + 32768 > m.code + m.code_size
         or m.n_blocks + 1 >= MAX_BLOCKS
         or m.n_sites + 1024 >= MAX_SITES
         or m.n_faults + 512 >= MAX_FAULTS
@@ -154,6 +159,7 @@ def flush(m):
                 m.pages[i][page] = 0
                 slot.code[page] = 0
     m.free = m.start
+    m.cold_free = m.cold
     m.n_blocks = 1
     m.n_sites = 1
     m.n_faults = 0

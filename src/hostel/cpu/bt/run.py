@@ -168,7 +168,7 @@ def _on_signal(signum: cython.int, info: cython.pointer(siginfo_t), context: cyt
     if c != cython.NULL and c.self == cython.cast(uint64_t, c):
         m = cython.cast(cython.pointer(Cache), c.machine)
         pc = cython.cast(uint64_t, uc.uc_mcontext.gregs[REG_RIP]) - cython.cast(uint64_t, m.code)
-        if pc < cython.cast(uint64_t, m.free - m.code):
+        if pc < m.code_size:
             f = find_fault(m, cython.cast(uint32_t, pc))
             if f != cython.NULL:
                 c.site = f.site
@@ -286,7 +286,7 @@ class BtEngine:
 
     def code(self) -> bytes:
         """The code memory as it is filled, from the stubs on; for disassemblers."""
-        n: cython.Py_ssize_t = self.cache.free - self.cache.code
+        n: cython.Py_ssize_t = self.cache.cold_free - self.cache.code
         return cython.cast(cython.p_char, self.cache.code)[:n]
 
     def statistics(self) -> dict:
@@ -294,7 +294,7 @@ class BtEngine:
         m: cython.pointer(Cache) = cython.address(self.cache)
         return {
             "blocks": m.n_blocks - 1,
-            "code_bytes": m.free - m.code,
+            "code_bytes": (m.free - m.code) + (m.cold_free - m.cold),
             "code_capacity": m.code_size,
             "translated_blocks": m.total_blocks,
             "translated_instructions": m.total_insns,

@@ -691,6 +691,9 @@ def translate(m, c, gpa, mode):
     if not t.done:
         insn = cython.address(t.insns[t.n - 1])
         exit_to(t, cut(t, insn.pc + insn.length, code), False, t.next_crosses)
+    b.end = cython.cast(uint32_t, e.p - m.code)
+    m.free = e.p
+    e.p = m.cold_free
     cold_code(t)
     # where the entries lead once the block is dead
     b.cold_host = cython.cast(uint32_t, e.p - m.code)
@@ -699,9 +702,8 @@ def translate(m, c, gpa, mode):
     b.cold_mem = cython.cast(uint32_t, e.p - m.code)
     mov_ri(e, S1, b.pc)
     jmp_to(e, m.look_up)
-    b.end = cython.cast(uint32_t, e.p - m.code)
+    m.cold_free = e.p
     b.size = cython.cast(uint32_t, at - start if length else 1)
-    m.free = e.p
     m.total_blocks += 1
     m.total_insns += t.n
     enlist(m, t.block)
