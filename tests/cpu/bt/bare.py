@@ -20,8 +20,9 @@ GDT, TABLES = 0x1000, 0x10000
 EXIT_KICK = 5
 
 # Linux's user segments, so that the selectors that the host knows mean the same
-KERNEL_CODE, KERNEL_DATA, USER_CODE32, USER_DATA, USER_CODE = 0x10, 0x18, 0x23, 0x2B, 0x33
+KERNEL_CODE32, KERNEL_CODE, KERNEL_DATA, USER_CODE32, USER_DATA, USER_CODE = 8, 0x10, 0x18, 0x23, 0x2B, 0x33
 _DESCRIPTORS = {
+    KERNEL_CODE32: (0xFFFFF, 0xC09B),
     KERNEL_CODE: (0xFFFFF, 0xA09B), KERNEL_DATA: (0xFFFFF, 0xC093), USER_CODE32: (0xFFFFF, 0xC0FB),
     USER_DATA: (0xFFFFF, 0xC0F3), USER_CODE: (0xFFFFF, 0xA0FB), 0x7B: (0, 0x40F5),  # the last tells LSL the CPU
 }  # fmt: skip
@@ -79,12 +80,13 @@ class Space:
 
 
 class Guest:
-    """The translator's side of the oracle test."""
+    """The translator's side of the oracle test. ``supervisor``: at CPL 0, where most instructions do the same."""
 
     CODE_GPA, DATA_GPA, STACK_GPA = 0x200000, 0x400000, 0x500000
     TABLES = 0xFFFF_FE00_0000_0000  # where Linux has GDT and TSS
 
-    def __init__(self, seed: int, cpus: int = 1):
+    def __init__(self, seed: int, cpus: int = 1, supervisor: bool = False):
+        self.supervisor = supervisor
         self.ram = Ram()
         self.ram.add(0, 8 << 20)
         for selector, (limit, attributes) in _DESCRIPTORS.items():
@@ -119,8 +121,10 @@ class Guest:
         s.tr = st.Segment(0x40, self.TABLES + 0x800, 0x67, 0x8B)
         s.ldtr = st.Segment(0, 0, 0, 0)
         s.wait_sipi = False
-        self.code64, self.code32 = segment(USER_CODE), segment(USER_CODE32)
-        data = segment(USER_DATA)
+        if supervisor:
+            self.code64, self.code32, data = segment(KERNEL_CODE), segment(KERNEL_CODE32), segment(KERNEL_DATA)
+        else:
+            self.code64, self.code32, data = segment(USER_CODE), segment(USER_CODE32), segment(USER_DATA)
         self.fs, self.gs = st.Segment(0, 0, 0, 0), st.Segment(0, 0, 0, 0)
         s.segments = [data, self.code64, data, data, self.fs, self.gs]
         self.running = 0
@@ -203,6 +207,9 @@ class Guest:
             self.vcpu.request_stop(False)
             exception = (-1 - reason, None, None)
         vector, error, cr2 = exception
+        if self.supervisor:  # as a user would see it
+            error = error | 4 if vector == 14 else error
+            s.rflags = s.rflags & ~0x3000 | 0x200
         memory = b"".join(bytes(view) for view, _, _ in self.memory)
         return oracle.Outcome(
             vector, error or 0, cr2 or 0, s.rip, s.rflags, s.registers, s.segments[4].base, s.segments[5].base,

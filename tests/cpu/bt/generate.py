@@ -7,6 +7,7 @@ to be used: one that nothing has written yet may still become the base of an add
 
 import random
 import struct
+from collections.abc import Callable
 
 import oracle
 from oracle import BATCH, CODE, DATA, IMAGES, SLOT, STACK, Case, interesting
@@ -59,6 +60,13 @@ def refused(row: dict) -> bool:
     return row["kind"] == K["UD"] or any(row["system"] == _S[name] for name in REFUSED)
 
 
+def same_for_supervisor(row: dict) -> bool:
+    """Whether the row does the same at any CPL, selectors and all."""
+    selectors = ("MOV_FROM_SEG", "MOV_TO_SEG", "PUSH_SEG", "POP_SEG", "LOAD_FAR", "ARPL")
+    system = row["system"]
+    return not (skipped(row) or refused(row) or system in _FAR or any(system == _S[name] for name in selectors))
+
+
 def straight(case: Case) -> bool:
     """Whether every instruction of the case ran if it came to its end."""
     return not any(decode.ROWS[n].fields["kind"] in _BRANCHES for n in case.rows)
@@ -73,15 +81,15 @@ def skipped(row: dict) -> str | None:
 
 
 class Generator:
-    """Cases of one seed, in any order. ``everything``: of rows that can't be compared with the host too."""
+    """Cases of one seed, in any order, of the rows that ``wanted`` says (those that can be compared with the host)."""
 
-    def __init__(self, seed: int, everything: bool = False):
+    def __init__(self, seed: int, wanted: Callable[[dict], bool] = lambda row: not skipped(row)):
         self.seed = seed
         self.rows = decode.rows()
         rng = random.Random(f"{seed}/rows")
         self.usable = [
             (r["number"], mode)
-            for r in self.rows[1:] if everything or not skipped(r)
+            for r in self.rows[1:] if wanted(r)
             for mode in (8, 4) if r["modes"] != {8: "32", 4: "64"}[mode]
         ]  # fmt: skip
         # every row in 64-bit mode as often as in 32-bit mode would starve the former

@@ -46,6 +46,20 @@ _start:
         mov     edx, 1
         mov     eax, 10                 # mprotect
         syscall
+        mov     edi, 38                 # PR_SET_NO_NEW_PRIVS
+        mov     esi, 1
+        xor     edx, edx
+        xor     r10d, r10d
+        xor     r8d, r8d
+        mov     eax, 157                # prctl
+        syscall
+        mov     edi, 1                  # SECCOMP_SET_MODE_FILTER
+        xor     esi, esi
+        lea     rdx, [rip + filter_program]
+        mov     eax, 317                # seccomp
+        syscall
+        test    eax, eax
+        jnz     fail
         lea     rdi, [rip + alternate]
         xor     esi, esi
         mov     eax, 131                # sigaltstack
@@ -216,6 +230,14 @@ restore:
         syscall
 
         .data
+# System calls are for this program, not for cases that run astray: SIGSYS for any from another address
+        .balign 8
+filter: .quad   0x0000000c00000020      # load the upper half of the instruction pointer
+        .quad   0x0000500000010015      # is it ours? then skip one
+        .quad   0x0003000000000006      # trap
+        .quad   0x7fff000000000006      # allow
+filter_program:
+        .quad   4, filter
 token:  .byte   1
 signals:
         .byte   4, 5, 7, 8, 11, 31, 0   # ILL TRAP BUS FPE SEGV SYS

@@ -38,7 +38,7 @@ _CONTROL_SIZE = _READONLY + 0x1000
 WRITABLE = ((DATA, 0x2000), (DATA + 0x4000, 0x1000), (STACK, 0x2000))  # in the order of an image
 READONLY = DATA + 0x2000
 
-NATIVE_TIMEOUT = -1  # Outcome.vector of a case that never ends
+NATIVE_TIMEOUT = -1  # Outcome.vector of a case that never ends (or came upon a system call)
 _GREGS = (13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7)  # sigcontext's order, by encoding
 
 
@@ -201,7 +201,7 @@ class Native:
             fx[160:416] = bytes(256)
         ymmh = state[576:832] if present & 4 else bytes(256)
         vector, error = g[20], g[19]
-        if signal == 26:
+        if signal in (26, 31):  # SIGVTALRM, SIGSYS
             vector = NATIVE_TIMEOUT
         memory = _MEMORY + i * IMAGE
         return Outcome(

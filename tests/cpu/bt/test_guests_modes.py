@@ -185,8 +185,15 @@ def test_at_the_reset_vector():
     """CS's base is 0xFFFF0000: the first instruction lies 16 bytes below 4 GiB."""
     ram = Ram()
     ram.add(0xFFFF0000, 0x10000, True)
-    code = assemble("_start: .code16\n mov eax, 0x600D\n mov dx, 0xF0\n out dx, eax\n out dx, eax\n out 0xF4, al\n hlt", 0,
-                    runtime=False)  # fmt: skip
+    code = assemble("""
+_start: .code16
+        mov     eax, 0x600D
+        mov     dx, 0xF0
+        out     dx, eax
+        out     dx, eax
+        out     0xF4, al
+        hlt
+""", 0, runtime=False)
     ram.view(0xFFFFFFF0 - len(code), len(code))[:] = code
     ram.view(0xFFFFFFF0, 3)[:] = bytes([0xE9]) + (-len(code) - 3 & 0xFFFF).to_bytes(2, "little")
     assert Machine(ram=ram).go() == [0x600D | 0x600D << 32]
