@@ -791,8 +791,9 @@ class _Maker:
         else:
             self._block()
         self._settle(True)
+        undefined = self.undefined
         self._subroutines()
-        return self._case()
+        return self._case(undefined)
 
     def _forget(self) -> None:
         """After an encoding that failed: begin again."""
@@ -856,7 +857,7 @@ class _Maker:
             del self.subroutines[:]
             break
 
-    def _case(self) -> Case:
+    def _case(self, undefined: int) -> Case:
         rng = self.rng
         for r in range(self.count):
             if r not in self.values:
@@ -870,7 +871,7 @@ class _Maker:
         return Case(
             self.number, bytes(self.code), self.offset, self.mode, registers, flags,
             self.fs_base, self.gs_base, self._xsave(), rng.randrange(IMAGES), self.patches, self.rows, self.focus,
-            self.ignore, self.undefined,
+            self.ignore, undefined,
         )  # fmt: skip
 
     def _xsave(self) -> bytes:
