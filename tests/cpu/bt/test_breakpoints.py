@@ -13,22 +13,31 @@ BS = 0x4000
 BODY = bytes.fromhex("488b07" "48894708" "90" "48a5" "cc")
 
 
-def machine(dr7: int, dr0: int):
+def machine_of(body: bytes, code_size: int = 64 << 20, pages: int = 1):
+    """(ram, vcpu, engine) at CODE in 64-bit mode, CPL 0, with two pages at DATA in rdi; exceptions are caught."""
     ram = Ram()
     ram.add(0, 16 << 20)
     space = Space(ram)
-    space.map(CODE, 0x200000, 0x1000, P | W)
+    space.map(CODE, 0x200000, pages << 12, P | W)
     space.map(DATA, 0x300000, 0x2000, P | W)
-    ram.write(0x200000, BODY)
-    vcpu = BtEngine(ram, 1).vcpus[0]
+    ram.write(0x200000, body)
+    engine = BtEngine(ram, 1, code_size)
+    vcpu = engine.vcpus[0]
     state = vcpu.save_state()
     state.cr0, state.cr3, state.cr4, state.efer = 0x80050033, space.cr3, 0x620, 0xD01
     state.segments = [segment(KERNEL_CODE if i == 1 else KERNEL_DATA) for i in range(6)]
     state.rip, state.rflags = CODE, 2
     state.registers[7], state.registers[6] = DATA, DATA + 0x100
-    state.debug = [dr0, 0, 0, 0, 0xFFFF0FF0, dr7 | 0x400]
     vcpu.load_state(state)
     vcpu.catch_exceptions = True
+    return ram, vcpu, engine
+
+
+def machine(dr7: int, dr0: int):
+    _, vcpu, _ = machine_of(BODY)
+    state = vcpu.save_state()
+    state.debug = [dr0, 0, 0, 0, 0xFFFF0FF0, dr7 | 0x400]
+    vcpu.load_state(state)
     return vcpu
 
 

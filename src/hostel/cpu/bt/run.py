@@ -330,7 +330,6 @@ class BtVcpu(Vcpu):
         c.index = index
         c.vcpus = cpus
         c.machine = self.m
-        c.owner = cython.cast(cython.p_void, self)
         c.slots = engine.cache.slots
         c.slot_count = engine.cache.n_slots
         c.apic = cython.NULL

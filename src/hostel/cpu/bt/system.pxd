@@ -27,7 +27,7 @@ cdef enum:                 # what execute() asks of the run loop
 
 # Run one K_SYSTEM (K_GATHER, K_PUSHPOPF, K_STICLI, K_ENTER) instruction with all state in *c; vector registers are in
 # c.ymm, x87 in c.fx (K_SYSTEM rows that touch x87 are run with c.fx current, and c.fx is loaded again afterwards).
-# MXCSR is the word at c.fx + 24, nowhere else (VCpu.mxcsr is unused).
+# MXCSR is the word at c.fx + 24, nowhere else.
 cdef int execute(VCpu* c, const Insn* insn) noexcept nogil
 # IN/INS answer: called when run() resumes after a port read exit, with the answer in c.io.data; finishes the
 # instruction. SYS_NEXT, or SYS_EXCEPTION (the page that INS stores to has gone).

@@ -92,7 +92,6 @@ cdef struct Translation:         # one block in the making
     bint single
     bint code64
     int stack_size
-    uint64_t page_base           # pc & ~4095 as a linear offset within the page: see same_page
     uint64_t first_pc
     uint64_t page_offset
     int flags

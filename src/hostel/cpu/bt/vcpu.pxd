@@ -106,7 +106,6 @@ cdef struct VCpu:
     uint64_t rip
     uint64_t eflags                     # bit 1 always set
     uint64_t poll                       # address that translated code reads at back edges; 0 makes it fault: the kick
-    uint64_t poll_sti                   # the same after STI; 0 while an interrupt waits for IF
     uint64_t poll_word                  # what poll points to
     uint64_t flags_saved                # translated code: lahf/seto form, ax
     uint64_t scratch[8]                 # translated code: spilled registers
@@ -157,20 +156,14 @@ cdef struct VCpu:
     uint64_t msr_spec_ctrl
     uint64_t msr_debugctl
     uint64_t msr_mtrr[32]               # fixed, variable, deftype
-    uint64_t msr_kvm_system_time, msr_kvm_wall_clock, msr_kvm_poll, msr_kvm_steal, msr_kvm_async_pf, msr_kvm_eoi
+    uint64_t msr_kvm_system_time, msr_kvm_wall_clock
     uint64_t msr_tsc_adjust
     uint64_t tsc_offset                 # guest TSC = host TSC + tsc_offset
     uint64_t clock_origin               # host TSC at which the paravirtual clock reads 0; the same for all vCPUs of a machine
     # -- vector and x87 state while guest code is not running (ymm always, x87/mxcsr only across run())
-    uint32_t mxcsr
-    uint32_t pad0
     uint8_t ymm[512]                    # 16 x 32 bytes
     uint8_t fx[512]                     # FXSAVE64 image, 16-byte aligned
     # -- accesses that go piecewise (MMIO, page crossings, writes to translated code)
-    uint8_t bounce[128]
-    uint64_t bounce_va
-    uint32_t bounce_size
-    uint32_t bounce_kind
     int32_t mmio_answers                # how many answers of this instruction are known
     int32_t mmio_next
     uint64_t mmio_answer[16]
@@ -180,13 +173,12 @@ cdef struct VCpu:
     int32_t slot_count
     int32_t index
     int32_t vcpus                       # of the whole machine (CPUID topology); 0 counts as 1
-    void* owner                         # the BtVcpu object (borrowed)
     void* apic                          # InterruptController (borrowed)
     void* machine                       # the BtEngine object (borrowed)
     # -- counters
     uint64_t n_exits[64]
-    uint64_t n_tlb_miss, n_tlb_fill, n_tlb_flush, n_exceptions, n_interrupts, n_system, n_translated_insns, n_blocks
-    uint64_t n_lookups, n_faults, n_polls, n_twin, n_smc, n_syscalls
+    uint64_t n_tlb_miss, n_tlb_fill, n_tlb_flush, n_exceptions, n_interrupts, n_system
+    uint64_t n_lookups, n_polls, n_twin, n_smc, n_syscalls
     uint64_t n_exception[32]
     # -- translation caches. tag_* hold the page's address where the access may go straight to host memory,
     # else an address that no access can have (bit 0 set)

@@ -1,0 +1,73 @@
+"""The code cache: what happens when it is full, and when one page's code changes under another vCPU."""
+
+from machine import assemble
+from test_breakpoints import CODE, DATA, P, Space, W, machine_of
+
+BLOCKS = 4000
+# three times through code that doesn't fit; each jump ends a block
+PROGRAM = f"""
+    mov     ecx, 3
+    xor     eax, eax
+again:
+    .set    n, 0
+    .rept   {BLOCKS}
+    .set    n, n + 1
+    add     rax, n
+    mov     [rdi], rax
+    jmp     1f
+1:
+    .endr
+    dec     ecx
+    jnz     again
+    int3
+"""
+
+
+def test_a_full_cache_starts_anew():
+    ram, vcpu, engine = machine_of(assemble(PROGRAM, CODE, runtime=False), code_size=1 << 19, pages=32)
+    vcpu.run_py()
+    assert vcpu.take_exception()[0] == 3
+    total = 3 * BLOCKS * (BLOCKS + 1) // 2
+    assert vcpu.save_state().registers[0] == total
+    assert int.from_bytes(ram.read(0x300000, 8), "little") == total
+    counters = engine.statistics()
+    assert counters["flushes"] >= 3
+    assert counters["code_bytes"] <= counters["code_capacity"] == 1 << 19
+
+
+def test_a_device_that_writes_to_code_is_seen():
+    body = assemble("mov eax, 1\nint3\nnop", CODE, runtime=False)
+    ram, vcpu, engine = machine_of(body)
+    for value in (1, 7, 9):
+        ram.write(0x200001, bytes([value]))
+        engine.invalidate(0x200001, 1)
+        state = vcpu.save_state()
+        state.rip = CODE
+        vcpu.load_state(state)
+        vcpu.run_py()
+        assert vcpu.take_exception()[0] == 3
+        assert vcpu.save_state().registers[0] == value
+
+
+def test_addresses_that_share_table_entries():
+    # the same index in the TLB and in the jump cache, far apart: 4096 pages and 16384 bytes' worth of targets
+    far = DATA + (4096 << 12)
+    body = assemble(
+        f"""
+        mov     ecx, 1000
+        mov     rsi, {far:#x}
+    1:  add     qword ptr [rdi], 1
+        add     qword ptr [rsi], 2
+        dec     ecx
+        jnz     1b
+        int3
+        """, CODE, runtime=False)  # fmt: skip
+    ram, vcpu, _ = machine_of(body)
+    space = Space(ram, free=0x80000)
+    space.cr3 = vcpu.save_state().cr3
+    space.map(far, 0x310000, 0x1000, P | W)
+    vcpu.run_py()
+    assert vcpu.take_exception()[0] == 3
+    assert ram.read(0x300000, 8)[:2] == (1000).to_bytes(2, "little")
+    assert ram.read(0x310000, 8)[:2] == (2000).to_bytes(2, "little")
+    assert vcpu.statistics()["exits"]["memory"] < 10  # the second TLB serves them
