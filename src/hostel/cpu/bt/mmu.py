@@ -721,6 +721,7 @@ def empty_tlb(c):
     t: cython.int
     i: cython.int
     k: cython.int
+    c.jump_generation += 1
     memset(c.second_read, 0, cython.sizeof(c.second_read))
     memset(c.second_write, 0, cython.sizeof(c.second_write))
     for t in range(TLB_COUNT):

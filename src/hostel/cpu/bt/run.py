@@ -708,10 +708,11 @@ class BtVcpu(Vcpu):
         b = cython.address(m.blocks[n])
         if not mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG):
             tlb = current_table(c)
-            if c.table_mode[tlb] != mode:
-                # pads of other modes must not be reachable from here
+            if c.table_mode[tlb] != mode or (not mode & MODE_CODE64 and c.table_base != c.seg[CS].base):
+                # pads of other modes and segments must not be reachable from here
                 flush_jumps(c)
                 c.table_mode[tlb] = mode
+                c.table_base = c.seg[CS].base
             jump_cache_insert(c, tlb, c.rip, cython.cast(uint64_t, m.code + b.pad))
             k: cython.int = second_hash(c.rip)
             c.second_pc[k] = c.rip

@@ -233,6 +233,7 @@ cdef struct VCpu:
     uint32_t irq_wait                        # 1: an interrupt waits for IF, so that STI must come to the monitor
     volatile int in_guest                    # 1 while translated code runs: see cache.stop_world
     uint32_t table_mode[TLB_COUNT]           # the mode that each jump cache was filled under
+    uint64_t table_base                      # and CS's base, which isn't 0 in 16- and 32-bit code only
     uint8_t stage[1280]                      # a whole access that must go piecewise, at the alignment of its address
     uint64_t stage_va
     uint32_t stage_size                      # bytes to be written back at the end of the instruction; 0: none
