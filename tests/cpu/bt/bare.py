@@ -92,7 +92,7 @@ class Guest:
         for selector, (limit, attributes) in _DESCRIPTORS.items():
             self.ram.write(GDT + (selector & ~7), struct.pack("<Q", descriptor(0, limit, attributes)))
         space = Space(self.ram)
-        space.map(oracle.CODE, self.CODE_GPA, oracle.BATCH * oracle.SLOT)
+        space.map(oracle.CODE, self.CODE_GPA, oracle.BATCH * oracle.SLOT, P | U)
         for va, gpa, size, flags in (
             (oracle.DATA, self.DATA_GPA, 0x2000, P | W | U | NX),
             (oracle.READONLY, self.DATA_GPA + 0x2000, 0x1000, P | U | NX),
@@ -101,6 +101,10 @@ class Guest:
         ):
             space.map(va, gpa, size, flags)
         space.map(self.TABLES, GDT, flags=P | W)
+        for i in range(16):
+            code16 = descriptor(oracle.CODE + (i << 16), 0xFFFF, 0xFB)
+            self.ram.write(GDT + 0xA00 + 8 * i, struct.pack("<Q", code16))
+        self.ram.write(GDT + 0xA00 + 8 * 16, struct.pack("<Q", descriptor(oracle.DATA, 0xFFFFF, 0x80F3)))
         self.ram.write(GDT + 0x800 + 102, b"\xff\xff")  # the TSS has no I/O map
         self.ram.write(self.DATA_GPA + 0x2000, oracle.readonly_page())
         self.images = oracle.images(seed)
@@ -119,13 +123,15 @@ class Guest:
         s.cr3 = space.cr3
         s.gdtr = st.Table(self.TABLES, 0x7F)
         s.tr = st.Segment(0x40, self.TABLES + 0x800, 0x67, 0x8B)
-        s.ldtr = st.Segment(0, 0, 0, 0)
+        s.ldtr = st.Segment(0x50, self.TABLES + 0xA00, 17 * 8 - 1, 0x82)
         s.wait_sipi = False
         if supervisor:
             self.code64, self.code32, data = segment(KERNEL_CODE), segment(KERNEL_CODE32), segment(KERNEL_DATA)
         else:
             self.code64, self.code32, data = segment(USER_CODE), segment(USER_CODE32), segment(USER_DATA)
         self.fs, self.gs = st.Segment(0, 0, 0, 0), st.Segment(0, 0, 0, 0)
+        self.data = data
+        self.data16 = st.Segment(0x87, oracle.DATA, 0xFFFFFFFF, 0x80F3)
         s.segments = [data, self.code64, data, data, self.fs, self.gs]
         self.running = 0
         threading.Thread(target=self._watch, daemon=True).start()
@@ -157,6 +163,12 @@ class Guest:
         s.rip = case.rip
         s.rflags = case.flags
         s.segments[1] = self.code64 if case.mode == 8 else self.code32
+        s.segments[0] = s.segments[3] = self.data
+        if case.mode == 2:
+            number = oracle.code_segment(case.number)
+            attributes = 0x9B if self.supervisor else 0xFB
+            s.segments[1] = st.Segment(number << 3 | 7, oracle.CODE + (number << 16), 0xFFFF, attributes)
+            s.segments[0] = s.segments[3] = self.data16
         self.fs.base = case.fs_base
         self.gs.base = case.gs_base
         s.xsave = case.xsave

@@ -7,10 +7,10 @@ to be used: one that nothing has written yet may still become the base of an add
 
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import oracle
-from oracle import BATCH, CODE, DATA, IMAGES, SLOT, STACK, Case, interesting
+from oracle import DATA, IMAGES, STACK, Case, interesting
 
 from hostel.cpu.bt import decode
 from hostel.cpu.bt.table import C
@@ -83,26 +83,27 @@ def skipped(row: dict) -> str | None:
 class Generator:
     """Cases of one seed, in any order, of the rows that ``wanted`` says (those that can be compared with the host)."""
 
-    def __init__(self, seed: int, wanted: Callable[[dict], bool] = lambda row: not skipped(row)):
+    def __init__(
+        self, seed: int, wanted: Callable[[dict], bool] = lambda row: not skipped(row), modes: Sequence[int] = (8, 4, 2)
+    ):
         self.seed = seed
         self.rows = decode.rows()
         rng = random.Random(f"{seed}/rows")
         self.usable = [
             (r["number"], mode)
             for r in self.rows[1:] if wanted(r)
-            for mode in (8, 4) if r["modes"] != {8: "32", 4: "64"}[mode]
+            for mode in modes if r["modes"] != ("32" if mode == 8 else "64") and not (mode == 2 and r["system"] in _FAR)
         ]  # fmt: skip
-        # every row in 64-bit mode as often as in 32-bit mode would starve the former
-        first = [(n, m) for n, m in self.usable if m == 8 or self.rows[n]["modes"] == "32"]
+        # of 8 cases, 5 are 64-bit code (or rows that only 32-bit code has), 2 32-bit code, 1 16-bit code
+        first = [(n, m) for n, m in self.usable if m == 8 or (m == 4 and self.rows[n]["modes"] == "32")]
         second = [(n, m) for n, m in self.usable if m == 4 and self.rows[n]["modes"] != "32"]
+        third = [(n, m) for n, m in self.usable if m == 2]
         self.order = []
-        for _ in range(3):
-            rng.shuffle(first)
-            self.order += first
-        rng.shuffle(second)
-        self.order += second
-        self.fillers = {8: [], 4: []}
-        self.common = {8: [], 4: []}
+        for some in (first, second, first, third, first, first, second, first):
+            rng.shuffle(some)
+            self.order += some
+        self.fillers: dict[int, list[int]] = {8: [], 4: [], 2: []}
+        self.common: dict[int, list[int]] = {8: [], 4: [], 2: []}
         for n, mode in self.usable:
             row = self.rows[n]
             if row["system"] in _ALONE or row["kind"] == K["UD"] or row["name"] in _ALONE_NAMES:
@@ -157,6 +158,7 @@ class _Maker:
     def __init__(self, of: Generator, rng, number: int, focus: int, mode: int):
         self.of, self.rng, self.number, self.focus, self.mode = of, rng, number, focus, mode
         self.mask = M64 if mode == 8 else 0xFFFFFFFF
+        self.data = DATA if mode == 2 else 0  # what DS and ES are relative to
         self.count = 16 if mode == 8 else 8
         self.values: dict[int, int] = {}
         self.modified: set[int] = set()
@@ -170,7 +172,7 @@ class _Maker:
         self.subroutines: list = []
         self.fs_base, self.gs_base = (rng.choice((0, 0, 0x10, 0x1000, M64 - 0xFFF, 0x40)) for _ in "fg")
         self.offset = 0x1000 - rng.randrange(1, 40) if rng.random() < 0.15 else rng.randrange(0, 0x700)
-        self.start = CODE + number % BATCH * SLOT + self.offset
+        self.start = oracle.place_of(number, mode) + self.offset
         self.alone = False
         self.wild = rng.random() < 0.12  # addresses that fault
 
@@ -230,16 +232,24 @@ class _Maker:
             return DATA + 0x4000 + at % (0x1001 - size)
         return DATA + at
 
+    def offset_of(self, size: int, align: bool = False, valid: bool = False) -> int:
+        """``place`` relative to DS."""
+        return self.place(size, align, valid) - self.data
+
     def memory(self, size: int, align: bool, vsib: int = 0, valid: bool = False) -> dict:
         """An addressing form: the fields of ModRM, SIB, the prefixes that it needs, and the address."""
         rng = self.rng
         target = self.place(size, align, valid)
         f = {"target": target, "x": 0, "b": 0, "segment": None, "a67": False, "sib": None, "disp": b"", "rip": False}
-        width = 8 if self.mode == 8 else 4
-        if not vsib and rng.random() < 0.08 and (self.mode == 8 or not valid):
+        width = self.mode
+        if self.mode == 2:
+            if vsib or rng.random() < 0.3:
+                f["a67"] = True
+                width = 4
+        elif not vsib and rng.random() < 0.08 and (self.mode == 8 or not valid):
             f["a67"] = True
             width = 4 if self.mode == 8 else 2
-        offset = target
+        offset = target - self.data
         if rng.random() < 0.1:
             # not FS and GS in 32-bit code: they are null, and the translator doesn't check that
             f["segment"] = rng.choice((4, 5)) if self.mode == 8 else rng.choice((0, 2, 3))
@@ -247,8 +257,10 @@ class _Maker:
                 offset = target - (self.fs_base if f["segment"] == 4 else self.gs_base) & M64
         elif rng.random() < 0.04:
             f["segment"] = rng.choice((0, 1, 2, 3))
-            if self.mode == 4 and f["segment"] == 1:  # code can't be written
+            if self.mode != 8 and f["segment"] == 1:  # code can't be written
                 f["segment"] = 3
+        if self.mode == 2 and f["segment"] != 0:  # SS begins elsewhere
+            f["segment"] = 3
         if width == 2:
             return self._memory16(f, offset)
         mask = M64 if width == 8 else 0xFFFFFFFF
@@ -326,10 +338,24 @@ class _Maker:
         return f
 
     def _memory16(self, f: dict, offset: int) -> dict:
-        rm = self.rng.randrange(8)
-        mod = self.rng.randrange(3)
+        rng = self.rng
+        rm, mod = rng.randrange(8), rng.randrange(3)
         size = (2 if rm == 6 else 0, 1, 2)[mod]
-        f.update(mod=mod, rm=rm, disp=self.rng.randbytes(size), target=None)
+        registers = ((3, 6), (3, 7), (5, 6), (5, 7), (6,), (7,), (5,), (3,))[rm]
+        disp = rng.randbytes(size)
+        f.update(mod=mod, rm=rm, disp=disp)
+        if mod == 0 and rm == 6:
+            f["disp"] = struct.pack("<H", offset & 0xFFFF)
+            return f
+        left = offset - int.from_bytes(disp, "little", signed=True)
+        for r in registers:
+            if r is registers[-1]:
+                self.decide(r, left & 0xFFFF | rng.getrandbits(16) << 16)
+            else:
+                self.decide(r, rng.getrandbits(rng.choice((4, 16))))
+            left -= self.known(r) or 0
+        if left & 0xFFFF or any(self.known(r) is None for r in registers):
+            f["target"] = None  # somewhere
         return f
 
     # ---- instructions
@@ -406,6 +432,9 @@ class _Maker:
             branch = row["kind"] in (K["RET"], K["JCC"], K["JMP"], K["CALL"], K["JMP_IND"], K["CALL_IND"])
             p66 = rng.random() < 0.12 and not branch
         opsize = 8 if long and w else 2 if p66 else 4
+        if mode == 2:
+            p66 = bool(row["narrow"] or (not narrow and not p66 and row["prefix"] == "" and not row["vex"]))
+            opsize = 4 if p66 else 2
         if rule == "y" and not w:
             opsize = 4
         if rule in ("d64", "f64") and long:
@@ -497,7 +526,7 @@ class _Maker:
             return struct.pack("<HB", rng.randrange(0, 256), rng.choice((0, 0, 1, 2, 3, 31)))
         elif kind in ("Ob", "Ov"):
             size = 1 if kind == "Ob" else form["opsize"]
-            return struct.pack("<Q", self.place(size, False))[: 8 if self.mode == 8 else 4]
+            return struct.pack("<Q", self.offset_of(size) & M64)[: self.mode]
         elif kind == "Ap":
             return b"\0" * (form["opsize"] + 2)
         return (interesting(rng) & (1 << 8 * size) - 1).to_bytes(size, "little")
@@ -576,13 +605,13 @@ class _Maker:
         rng, kind, name = self.rng, row["kind"], row["name"].removeprefix("v")
         if kind == K["STRING"] or row["system"] in (_S["INS"], _S["OUTS"]):
             size = 8
-            self.decide(6, self.place(size * 4, False))
-            self.decide(7, self.place(size * 4, False))
+            self.decide(6, self.offset_of(size * 4))
+            self.decide(7, self.offset_of(size * 4))
             self.decide(1, rng.randrange(0, 20) if rng.random() < 0.9 else rng.randrange(300))
         elif name == "xlat":
-            self.decide(3, self.place(256, False))
+            self.decide(3, self.offset_of(256))
         elif name in ("maskmovq", "maskmovdqu"):
-            self.decide(7, self.place(16, False, valid=True))  # masked bytes may fault, or not
+            self.decide(7, self.offset_of(16, valid=True))  # masked bytes may fault, or not
         elif name in ("div", "idiv"):
             if rng.random() < 0.7:
                 value = interesting(rng)
@@ -659,21 +688,21 @@ class _Maker:
         """A relative jump over a few instructions, or a call of a subroutine behind the end."""
         rng, number = self.rng, row["number"]
         self._wishes(row)
-        size = 1 if row["imm"] == "Jb" else 4
+        size = 1 if row["imm"] == "Jb" else 2 if self.mode == 2 else 4
         head = b""
         if row["kind"] == K["LOOP"] and rng.random() < 0.2:
             head = b"\x67"
         if row["kind"] in (K["JCC"],) and rng.random() < 0.1:
             head += rng.choice((b"\x2e", b"\x3e"))  # hints
         head += (b"", b"\x0f")[row["opmap"]] + bytes([row["opcode"]])
-        if self.mode == 4 and head[:1] == b"\x67":
+        if self.mode != 8 and head[:1] == b"\x67":
             head = head[1:]
         call = row["kind"] == K["CALL"]
         over = 1 if call else rng.randrange(0, 4)
         where = len(self.code) + len(head)
         self.modified.update(r for r in range(16) if row["implicit_w"] >> r & 1)
         if call:
-            self.subroutines.append(where)
+            self.subroutines.append((where, size))
         elif row["flags_read"] & self.undefined:
             return False
         else:
@@ -720,7 +749,7 @@ class _Maker:
             rex |= 0x41 if r >> 3 else 0
             head += bytes([rex]) if rex else b""
             return self._append(head + bytes([opcode, 0xC0 | digit << 3 | r & 7]), number)
-        size = 8 if self.mode == 8 else 4
+        size = self.mode
         memory = self.memory(size, False, valid=not self.wild)
         form = {"memory": memory, "imm": b"", "reg": digit, "rm": 0, "vvvv": 0, "w": rex >> 3 & 1, "rex": bool(rex),
                 "p66": False, "opsize": size}  # fmt: skip
@@ -836,16 +865,16 @@ class _Maker:
             else:
                 tail = bytes([0x83, 0xE8 | counter, 1])
             tail += b"\x75" if len(self.code) - begin < 110 else b"\x0f\x85"
-        size = 4 if tail[-2:] == b"\x0f\x85" else 1
+        size = (2 if mode == 2 else 4) if tail[-2:] == b"\x0f\x85" else 1
         away = begin - (len(self.code) + len(tail) + size)
         self.code += tail + away.to_bytes(size, "little", signed=True)
 
     def _subroutines(self) -> None:
         rng = self.rng
-        for where in self.subroutines:
+        for where, size in self.subroutines:
             self.code += b"\xcc"
-            away = len(self.code) - (where + 4)
-            self.code[where : where + 4] = away.to_bytes(4, "little", signed=True)
+            away = len(self.code) - (where + size)
+            self.code[where : where + size] = away.to_bytes(size, "little", signed=True)
             self.undefined = oracle.ARITHMETIC
             for _ in range(rng.randrange(3)):
                 self.emit(rng.choice(self.of.common[self.mode]))

@@ -8,6 +8,7 @@
         .set HEAD_COUNT, 0
         .set HEAD_CURRENT, 8
         .set HEAD_TICK, 16
+        .set HEAD_NO_LDT, 24
 
         .globl _start
         .text
@@ -21,7 +22,7 @@ _start:
         call    map
         mov     rdi, CODE
         mov     esi, CODE_SIZE
-        mov     edx, 7
+        mov     edx, 5                  # read, execute
         mov     r9d, CONTROL_SIZE
         call    map
         mov     r10d, 0x32              # private, anonymous, fixed
@@ -60,6 +61,31 @@ _start:
         syscall
         test    eax, eax
         jnz     fail
+        xor     r12d, r12d              # the LDT: sixteen segments for 16-bit code, one for its data
+6:      mov     eax, r12d
+        shl     eax, 16
+        add     eax, CODE
+        mov     ecx, 0x04               # code, readable, limit in bytes, 16 bits
+        mov     edx, 0xffff
+        cmp     r12d, 16
+        jne     7f
+        mov     eax, DATA
+        mov     ecx, 0x10               # data, limit in pages
+        mov     edx, 0xfffff
+7:      mov     [rip + user_desc], r12d
+        mov     [rip + user_desc + 8], edx
+        mov     [rip + user_desc + 4], eax
+        mov     [rip + user_desc + 12], ecx
+        mov     edi, 0x11
+        lea     rsi, [rip + user_desc]
+        mov     edx, 16
+        mov     eax, 154                # modify_ldt
+        syscall
+        mov     rbx, CONTROL
+        or      [rbx + HEAD_NO_LDT], eax
+        inc     r12d
+        cmp     r12d, 17
+        jne     6b
         lea     rdi, [rip + alternate]
         xor     esi, esi
         mov     eax, 131                # sigaltstack
@@ -102,7 +128,10 @@ next:   push    2                       # the kernel leaves a case's NT and AC a
         je      done
         imul    r15, rax, RECORD
         lea     r15, [r15 + rbx + INPUT]
-        mov     rsi, [r15 + 184]
+        mov     rsi, [r15 + 184]        # bit 0: DS and ES come from the LDT
+        mov     r14d, esi
+        and     r14d, 1
+        and     rsi, -2
         mov     edi, DATA
         mov     ecx, 0x400
         rep     movsq
@@ -129,6 +158,8 @@ next:   push    2                       # the kernel leaves a case's NT and AC a
         mov     rax, [r15 + 176]
         wrgsbase rax
         mov     eax, 0x2b
+        imul    r14d, r14d, 0x87 - 0x2b
+        add     eax, r14d
         mov     ds, eax
         mov     es, eax
         mov     eax, 7
@@ -232,6 +263,8 @@ restore:
         .data
 # System calls are for this program, not for cases that run astray: SIGSYS for any from another address
         .balign 8
+user_desc:
+        .long   0, 0, 0, 0
 filter: .quad   0x0000000c00000020      # load the upper half of the instruction pointer
         .quad   0x0000500000010015      # is it ours? then skip one
         .quad   0x0003000000000006      # trap

@@ -305,3 +305,51 @@ main:   mov     r15d, 0xFEE00000
 """)
     machine.ram.view(0x7000, len(code))[:] = code
     assert machine.go() == [3, 3, 4]
+
+
+def test_segments_with_the_same_offsets():
+    """Two routines at the same IP in different segments: a jump's known target is not the other's."""
+    caller = assemble("""
+_start: .code16
+        cli
+        xor     ax, ax
+        mov     ss, ax
+        mov     sp, 0x7000
+        mov     cx, 3
+1:      mov     si, 1
+        .byte   0x9A
+        .word   0x100, 0x2000
+        call    say
+        .byte   0x9A
+        .word   0x100, 0x3000
+        call    say
+        loop    1b
+        out     0xF4, al
+        hlt
+say:    mov     eax, esi
+        mov     dx, 0xF0
+        out     dx, eax
+        xor     eax, eax
+        out     dx, eax
+        ret
+""", 0x8000, runtime=False)
+    routine = """
+_start: .code16
+        mov     bx, offset there
+        jmp     bx
+        .skip   0x1000
+there:  mov     esi, NUMBER
+        mov     bx, offset back
+        jmp     bx
+back:   retf
+"""
+    machine = Machine()
+    machine.ram.view(0x8000, len(caller))[:] = caller
+    for number, base in ((1, 0x20100), (2, 0x30100)):
+        code = assemble(routine, 0x100, runtime=False, NUMBER=number)
+        machine.ram.view(base, len(code))[:] = code
+    vcpu = machine.engine.vcpus[0]
+    s = vcpu.save_state()
+    s.segments[1].selector, s.segments[1].base, s.rip = 0, 0, 0x8000
+    vcpu.load_state(s)
+    assert machine.go() == [1, 2] * 3

@@ -35,10 +35,11 @@ class Trial:
 
     def __init__(self, directory, seed: int, cpus: int, supervisor: bool):
         self.seed = seed
-        self.generator = generate.Generator(seed)
-        if supervisor:
-            self.generator = generate.Generator(seed, generate.same_for_supervisor)
         self.native = oracle.Native(directory, seed)
+        self.native.run([])
+        modes = (8, 4, 2) if self.native.has_segments() else (8, 4)
+        wanted = generate.same_for_supervisor if supervisor else lambda row: not generate.skipped(row)
+        self.generator = generate.Generator(seed, wanted, modes)
         self.guest = Guest(seed, cpus, supervisor)
         self.completed: Counter[int] = Counter()
         self.refused: dict[int, Counter[int]] = {}
