@@ -104,7 +104,9 @@ def _trial(tmp_path, seed: int, count: int, twin: float, cpus: int, supervisor: 
             trial.run(range(count), twin)
     finally:
         trial.native.close()
-    lacking = [n for n, vectors in trial.refused.items() if set(vectors) == {6} and not trial.completed[n]]
+    rows = trial.generator.rows
+    undefined = [n for n, vectors in trial.refused.items() if set(vectors) == {6} and not trial.completed[n]]
+    lacking = [n for n in undefined if not generate.refused(rows[n])]
     usable = {n for n, _ in trial.generator.usable}
     print(
         f"\nseed {seed}: {sum(trial.vectors.values())} cases in {time.monotonic() - began:.1f} s, "
