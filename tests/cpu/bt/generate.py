@@ -61,10 +61,10 @@ def refused(row: dict) -> bool:
 
 
 def same_for_supervisor(row: dict) -> bool:
-    """Whether the row does the same at any CPL, selectors and all."""
-    selectors = ("MOV_FROM_SEG", "MOV_TO_SEG", "PUSH_SEG", "POP_SEG", "LOAD_FAR", "ARPL")
+    """Whether the row does the same at any CPL, selectors and all (POPF changes IF and IOPL for CPL 0 alone)."""
+    others = ("POPF", "MOV_FROM_SEG", "MOV_TO_SEG", "PUSH_SEG", "POP_SEG", "LOAD_FAR", "ARPL")
     system = row["system"]
-    return not (skipped(row) or refused(row) or system in _FAR or any(system == _S[name] for name in selectors))
+    return not (skipped(row) or refused(row) or system in _FAR or any(system == _S[name] for name in others))
 
 
 def straight(case: Case) -> bool:
