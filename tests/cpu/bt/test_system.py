@@ -934,6 +934,19 @@ def test_fxsave_and_fxrstor():
     assert g.faults("0fae03") == (NM, None)
 
 
+@pytest.mark.parametrize(("code", "size"), [("0fae03", 512), ("0fae23", 832), ("0fc723", 832)])  # FXSAVE XSAVE XSAVEC
+def test_areas_that_end_in_a_page_that_may_not_be_written(code, size):
+    g = with_xsave()
+    g.p[RBX] = USER + 0x3000 - size
+    g.put(TABLES + 0x3000 + 8 * 3, 0x203000 | 5)
+    g.ram.write(0x202000, b"\xcc" * 0x2000)
+    assert g.run(code) == NEXT
+    g.ram.write(0x202000, b"\xcc" * 0x1000)
+    g.p[RBX] += 64
+    assert g.faults(code) == (PF, 3, USER + 0x3000)
+    assert g.ram.read(0x202000, 0x2000) == b"\xcc" * 0x2000  # nothing of it was stored
+
+
 def test_fxsave_in_32_bit_code_leaves_the_upper_registers():
     g = Protected()
     fill(g)

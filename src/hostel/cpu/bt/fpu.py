@@ -20,6 +20,7 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     write_segment,
 )
 from cython.cimports.hostel.cpu.bt.operand import address_mask, effective_address
+from cython.cimports.hostel.cpu.bt.piecewise import writable
 from cython.cimports.hostel.cpu.bt.segment import update_mode
 from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_WRITE,
@@ -134,6 +135,19 @@ def _area(
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def _area_writable(
+    c: cython.pointer(VCpu), insn: cython.pointer(cython.const[Insn]), ea: uint64_t, size: cython.int
+) -> cython.int:  # fmt: skip
+    """Check the whole area, reserved bytes too: none of it is written unless all of it may be."""
+    linear: uint64_t = 0
+    if segment_linear(c, insn.seg, ea, size, True, cython.address(linear)) != 0:
+        return -1
+    return writable(c, linear, size, current_table(c))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def _clear_top(c: cython.pointer(VCpu)) -> cython.void:
     """Set TOP to 0 and turn the image, so that ST(i) is register i: MMX instructions, FNINIT."""
     regs = cython.declare(uint8_t[128])
@@ -214,7 +228,7 @@ def fxsave(c, insn):
     if c.cr0 & (CR0_TS | CR0_EM):
         raise_exception(c, X_NM)
         return -1
-    if _area(c, insn, 16, cython.address(ea)) != 0:
+    if _area(c, insn, 16, cython.address(ea)) != 0 or _area_writable(c, insn, ea, 512) != 0:
         return -1
     _legacy_image(c, image)
     return write_segment(c, insn.seg, ea, image, 160 + 16 * _registers(c))
@@ -283,6 +297,7 @@ def xsave(c, insn, form):
     used: uint64_t
     written: uint64_t
     header: uint64_t = 0
+    size: cython.int
     n: cython.int = _registers(c)
     if _xsave_usable(c) != 0 or _area(c, insn, 64, cython.address(ea)) != 0:
         return -1
@@ -290,15 +305,15 @@ def xsave(c, insn, form):
     used = xinuse(c)
     if form == S_XSAVEC and _mxcsr(c)[0] != MXCSR_DEFAULT:
         used |= XCR0_SSE  # SDM vol. 1, 13.10: there MXCSR counts as SSE state
+    written = requested if form == S_XSAVE else requested & used
+    size = 832 if written & XCR0_AVX else 576
     # Read what is there, change what is to be saved, and write it back: a fault anywhere leaves all untouched.
-    if read_segment(c, insn.seg, ea, image, 832 if requested & XCR0_AVX else 576) != 0:
+    if _area_writable(c, insn, ea, size) != 0 or read_segment(c, insn.seg, ea, image, size) != 0:
         return -1
     if form == S_XSAVEC:
-        written = requested & used
         cython.cast(cython.pointer(uint64_t), cython.address(image[512]))[0] = written
         cython.cast(cython.pointer(uint64_t), cython.address(image[520]))[0] = requested | BIT63
     else:
-        written = requested if form == S_XSAVE else requested & used
         header = cython.cast(cython.pointer(uint64_t), cython.address(image[512]))[0]
         header = (header & ~requested) | (used & requested)
         cython.cast(cython.pointer(uint64_t), cython.address(image[512]))[0] = header
