@@ -342,6 +342,13 @@ def test_real_mode_segments_and_unreal_mode():
     assert (g.p["rip"], g.p.segment(1)[:2]) == (0x1234, (0x50, 0x500))
 
 
+def test_the_instruction_pointer_of_16_bit_code_goes_past_64_k():
+    g = Real()
+    g.p["rip"] = 0xFFFF
+    assert g.run("cc") == EXCEPTION  # INT3 pushes what lies behind it
+    assert g.p["rip"] == 0x10000
+
+
 def test_ldt_and_task_register():
     g = Long()
     g.put(GDT + LDTS + 8, 0xFFFF8000)

@@ -194,6 +194,7 @@ def fnstenv(c, insn, registers):
     fsw: cython.pointer(uint16_t) = cython.cast(cython.pointer(uint16_t), cython.address(c.fx[2]))
     size: cython.int = 14 if insn.opsize == 2 else 28
     tags: uint16_t = cython.cast(uint16_t, _full_tags(c))
+    ea: uint64_t
     i: cython.int
     if c.cr0 & (CR0_TS | CR0_EM):
         raise_exception(c, X_NM)
@@ -209,7 +210,11 @@ def fnstenv(c, insn, registers):
     if registers:
         for i in range(8):
             memcpy(cython.address(image[size + 10 * i]), cython.address(c.fx[32 + 16 * i]), 10)
-    if write_segment(c, insn.seg, effective_address(c, insn), image, size + 80 if registers else size) != 0:
+    ea = effective_address(c, insn)
+    # the environment comes first: its page fault before the limit that the registers violate
+    if registers and _area_writable(c, insn, ea, size) != 0:
+        return -1
+    if write_segment(c, insn.seg, ea, image, size + 80 if registers else size) != 0:
         return -1
     if registers:  # FNINIT
         _clear_top(c)

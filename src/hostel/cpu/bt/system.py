@@ -149,7 +149,8 @@ def _real(c: cython.pointer(VCpu)) -> cython.bint:
 @cython.nogil
 @cython.exceptval(check=False)
 def _next(c: cython.pointer(VCpu), insn: cython.pointer(cython.const[Insn])) -> uint64_t:
-    return (insn.pc + insn.length) & address_mask(8 if insn.code == 8 else 4 if insn.code == 4 else 2)
+    """EIP isn't cut to 16 bits in 16-bit code: beyond the segment's limit is #GP's business."""
+    return (insn.pc + insn.length) & address_mask(8 if insn.code == 8 else 4)
 
 
 @cython.cfunc

@@ -144,7 +144,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
     OpInfo,
 )
 from cython.cimports.hostel.cpu.bt.leave import cold_code, cut, exit_to, leave, monitor_site, poll, side_exit
-from cython.cimports.hostel.cpu.bt.mmu import lookup_exec, protect_page
+from cython.cimports.hostel.cpu.bt.mmu import lookup_exec, protect_page, raise_error
 from cython.cimports.hostel.cpu.bt.stack import fits32, gen_indirect, gen_pop, gen_push, gen_ret, push_value
 from cython.cimports.hostel.cpu.bt.stubs import align, off, vectors
 from cython.cimports.hostel.cpu.bt.system import feature_present
@@ -625,6 +625,11 @@ def translate(m, c, gpa, mode):
             protect(m, gpa2)
             fetch(m, gpa2, page + (4096 - at), 16)
             length = decode(insn, page, 4096 - at + 15, pc, code)
+        if not t.code64 and length > 0 and pc + length - 1 > c.seg[CS].limit:
+            if t.n:
+                break
+            raise_error(c, X_GP, 0)  # its first byte is within the limit, its last isn't
+            return 0
         if length <= 0:
             memset(insn, 0, cython.sizeof(Insn))
             insn.pc = pc
@@ -632,9 +637,9 @@ def translate(m, c, gpa, mode):
         t.n += 1
         if length == 0:
             break
-        pc = cut(t, pc + length, code)
+        pc = cut(t, pc + length, 8 if t.code64 else 4)
         at += length
-        if ends_flow(insn) or at >= 4096 or gpa2 != 1:
+        if ends_flow(insn) or at >= 4096 or gpa2 != 1 or (code == 2 and pc > 0xFFFF):
             break
     liveness(t)
 
@@ -690,7 +695,7 @@ def translate(m, c, gpa, mode):
         i += 1
     if not t.done:
         insn = cython.address(t.insns[t.n - 1])
-        exit_to(t, cut(t, insn.pc + insn.length, code), False, t.next_crosses)
+        exit_to(t, cut(t, insn.pc + insn.length, 8 if t.code64 else 4), False, t.next_crosses)
     b.end = cython.cast(uint32_t, e.p - m.code)
     m.free = e.p
     e.p = m.cold_free
