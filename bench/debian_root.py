@@ -37,7 +37,7 @@ MAKERS = (Path(__file__), Path(cpio.__file__), Path(agent.__file__), Path(tiny._
 def initramfs(
     packages: Sequence[str], name: str = "debian", suite: str = "bookworm", architectures: Sequence[str] = ("amd64",)
 ) -> Path:
-    """The initramfs with Debian's ``suite`` and ``packages``, made if it isn't there. Raises BenchError, HostelError."""
+    """The initramfs with ``suite`` and ``packages``, made if it isn't there. Raises BenchError and HostelError."""
     recipe = hashlib.sha256(repr((sorted(packages), suite, list(architectures))).encode())
     for path in MAKERS:
         recipe.update(path.read_bytes())

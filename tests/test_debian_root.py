@@ -1,4 +1,4 @@
-"""The Debian root of benchmarks and real guests: the archive that is made of the tar, and what is said when none can be."""
+"""The Debian root of benchmarks and real guests: the archive made of the tar, and what is said when none can be."""
 
 import io
 import tarfile
