@@ -23,6 +23,7 @@ from hostel.client.connection import Connection, Gone
 from hostel.spec import vm as spec_vm
 from hostel.spec.vm import VmSpec, VmState
 from hostel.vm import launch, store
+from hostel.vm.symbols import Symbols
 
 DEFAULT_IMAGE = "micro"
 
@@ -68,13 +69,16 @@ class VM:
         command: Sequence[str] = (),
         detach: bool = False,
         rm: bool | None = None,
+        perf_map: bool = False,
+        symbols: str | None = None,
     ) -> "VM":
         """Make a VM and start it; returns when the guest begins to boot.
 
         Without ``kernel`` it boots ``image`` (default: micro), which is made on first use; with it, and no
         image, only what is given. It ends with this process or the ``with`` block unless ``detach``, and is
         removed then unless it has a ``name`` (``rm`` says otherwise). ``command`` is run in the guest once
-        that is up, and the VM ends with it. Raises HostelError.
+        that is up, and the VM ends with it. ``perf_map`` keeps /tmp/perf-PID.map for perf(1), with names from
+        ``symbols`` (a System.map, or the guest's /proc/kallsyms). Raises HostelError.
         """
         spec = make_spec(
             image, name=name, cpus=cpus, memory=memory, kernel=kernel, initrd=initrd, append=append, engine=engine
@@ -83,6 +87,10 @@ class VM:
             raise UsageError("a command needs hostel's agent in the guest: name an image beside the kernel")
         spec.remove = (name is None and not detach) if rm is None else rm
         spec.command = list(command)
+        spec.perf_map = perf_map
+        if symbols is not None:
+            spec.symbols = _file(symbols, "file of symbols")
+            Symbols.read(spec.symbols)  # before anything is made
         folder = store.create(spec)
         vm = cls(folder)
         try:

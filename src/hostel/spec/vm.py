@@ -29,6 +29,8 @@ class VmSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     agent: bool = True            # whether the guest answers the exec protocol on its second serial port
     remove: bool = False          # the VM's folder goes when the VM ends
     command: list[str] = []       # run in the guest once it is up; the VM ends with it
+    perf_map: bool = False        # keep /tmp/perf-PID.map for perf(1)
+    symbols: str | None = None    # names for the guest's addresses: a System.map, or its /proc/kallsyms
 
 
 class VmState(msgspec.Struct, kw_only=True, omit_defaults=True):

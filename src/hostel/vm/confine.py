@@ -23,12 +23,13 @@ def close_strays(keep: set[int]) -> None:
     os.closerange(last + 1, 1 << 20)
 
 
-def confine(folder: Path, readable: list[str]) -> dict:
+def confine(folder: Path, readable: list[str], profiled: bool = False) -> dict:
     """Give up all but ``folder`` and what is ``readable``. What the kernel doesn't offer is left out; returns what
-    holds, for inspect."""
+    holds, for inspect. A ``profiled`` worker's owner may look into it, as perf(1) must."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the guest's memory
     prctl.set_no_new_privs()
-    prctl.set_dumpable(False)
+    if not profiled:
+        prctl.set_dumpable(False)
     holds: dict = {"no_new_privs": True, "landlock": 0, "seccomp": False}
     python = {sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages(), *filter(None, sys.path)}
     rules = [(Path(path), landlock.READ) for path in sorted(python)]

@@ -72,8 +72,8 @@ class Machine:
         for start, size in layout.slots:
             self.ram.add(start, size)
         self._pio, self._mmio = Space("pio"), Space("mmio")
-        self._engine = make_engine(spec.engine, self.ram, spec.cpus)
-        vcpus = self._engine.vcpus
+        self.engine = make_engine(spec.engine, self.ram, spec.cpus)
+        vcpus = self.engine.vcpus
         self._board = Board(
             self.ram, layout, self._pio, self._mmio, vcpus, self._schedule,
             power_off=lambda: self._tell("poweroff"), reset=lambda: self._tell("reset"),
@@ -131,7 +131,7 @@ class Machine:
             "vcpus": [
                 {"exits": runner.statistics(), "engine": runner.vcpu.statistics()} for runner in self._runners
             ],
-            "engine": self._engine.statistics(),
+            "engine": self.engine.statistics(),
             "unclaimed": {"pio": self._pio.unclaimed, "mmio": self._mmio.unclaimed},
             "serial": {"ttyS0": self.console.statistics(), "ttyS1": self.agent.statistics()},
             "memory": {"guest_bytes": self.ram.size, **self._memory()},

@@ -31,7 +31,9 @@ from hostel.vm import confine
 from hostel.vm.console import Console, Log
 from hostel.vm.control import Connection, Later, Server, Upgrade, listen
 from hostel.vm.exec import Exec
+from hostel.vm.perfmap import PerfMap
 from hostel.vm.store import Folder
+from hostel.vm.symbols import Symbols
 
 WORKER_LOG_SIZE = 1 << 20
 END_TIMEOUT = 5.0       # seconds that clients have to read the rest when the VM has ended
@@ -76,15 +78,21 @@ class Worker:
         self.console.on_ready = self._read_console
         self.exec = Exec(self.loop, self._agent_ready)
         self._window = (0, 0)
+        self._perf_map: PerfMap | None = None
 
     def start(self) -> None:
         """Give up what isn't needed, then let the guest run."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self.confinement = confine.confine(self.folder.path, self.files.pin())
+        symbols = Symbols.read(self.spec.symbols) if self.spec.symbols else None
+        if self.spec.perf_map:
+            self._perf_map = PerfMap(self.loop, lambda: self.machine.engine, symbols)
+        self.confinement = confine.confine(self.folder.path, self.files.pin(), profiled=self.spec.perf_map)
         self._connect()
         self.machine.start()
+        if self._perf_map:
+            self._perf_map.start()
         self.state.state = "running"
         self.state.started = self._last_start = time.time()
         self.folder.write_state(self.state)
@@ -217,6 +225,8 @@ class Worker:
             return
         self.ended = True
         self.machine.stop()
+        if self._perf_map:
+            self._perf_map.update()
         self._drain()
         self.exec.finish(f"'{self.spec.name}' ended: {reason}")
         self._disconnect()

@@ -72,6 +72,7 @@ cdef struct Block:
     uint32_t pad                 # offsets in the code memory
     uint32_t entry_host
     uint32_t entry_mem
+    uint32_t cold                # its rarely run part
     uint32_t cold_host
     uint32_t cold_mem
     uint32_t end

@@ -108,9 +108,11 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     FL_ARITH,
     FL_IF,
     FL_RF,
+    MODE_CODE32,
     MODE_CODE64,
     MODE_DEBUG,
     MODE_TF,
+    MODE_USER,
     X_AC,
     X_DE,
     X_GP,
@@ -274,15 +276,33 @@ class BtEngine:
                 invalidate(cython.address(self.cache), cython.NULL, gpa, n)
             gpa += n
 
-    def perf_map(self) -> str:
-        """The blocks in the format of /tmp/perf-PID.map, which perf reads: each is named for its guest address."""
+    def translations(self, since: cython.uint = 0) -> tuple:
+        """What lies in the code memory, for profilers: (epoch, position, pieces).
+
+        Pieces: (host address, host bytes, guest address, mode, guest bytes, part); the part is "cold" for what is
+        rarely run, and the mode is "" for the engine's own code, which ``part`` names. ``since`` is a position that an
+        earlier call returned, in the same epoch: only what came later; 0: everything.
+        """
         m: cython.pointer(Cache) = cython.address(self.cache)
         base: cython.size_t = cython.cast(cython.size_t, m.code)
-        lines = [f"{base:x} {m.start - m.code:x} hostel_stubs"]
-        for i in range(1, m.n_blocks):
+        i: uint32_t
+        end: uint32_t
+        out = []
+        with cython.nogil:
+            pthread_mutex_lock(cython.address(m.lock))  # a block in the making isn't told
+        if since == 0:
+            since = 1
+            out.append((base, m.start - m.code, 0, "", 0, "stubs"))
+        for i in range(since, m.n_blocks):
             b: cython.pointer(Block) = cython.address(m.blocks[i])
-            lines.append(f"{base + b.pad:x} {b.end - b.pad:x} guest_{b.pc:x}_mode_{b.mode:x}")
-        return "\n".join(lines) + "\n"
+            end = m.blocks[i + 1].cold if i + 1 < m.n_blocks else cython.cast(uint32_t, m.cold_free - m.code)
+            mode = mode_name(b.mode)
+            out.append((base + b.pad, b.end - b.pad, b.pc, mode, b.size, ""))
+            out.append((base + b.cold, end - b.cold, b.pc, mode, b.size, "cold"))
+        position = m.n_blocks
+        epoch = m.generation
+        pthread_mutex_unlock(cython.address(m.lock))
+        return epoch, position, out
 
     def code(self) -> bytes:
         """The code memory as it is filled, from the stubs on; for disassemblers."""
@@ -1052,6 +1072,13 @@ class BtVcpu(Vcpu):
             return self.resume(self.site.host)
         self.trap()
         return GO_LOOKUP
+
+
+def mode_name(mode: int) -> str:
+    """For people: what a block was translated for, as in ``kernel64``."""
+    name = "user" if mode & MODE_USER else "kernel"
+    name += "64" if mode & MODE_CODE64 else "32" if mode & MODE_CODE32 else "16"
+    return name + ("-alone" if mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG) else "")
 
 
 @cython.cfunc

@@ -699,6 +699,7 @@ def translate(m, c, gpa, mode):
     b.end = cython.cast(uint32_t, e.p - m.code)
     m.free = e.p
     e.p = m.cold_free
+    b.cold = cython.cast(uint32_t, e.p - m.code)
     cold_code(t)
     # where the entries lead once the block is dead
     b.cold_host = cython.cast(uint32_t, e.p - m.code)
