@@ -1,13 +1,14 @@
 # make run    boot a guest on this machine and be in it        make test   check everything that is fast
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow bench install install-test clean
+.PHONY: help run test test-slow bench bench-cpu install install-test clean
 
 help:
 	@echo "make run        install hostel in .venv, boot Linux on it and be on its console"
 	@echo "                (without a terminal: a short tour of the guest)"
 	@echo "make test       every fast test, ruff and mypy     make test-slow   the long ones"
-	@echo "make bench      measure against QEMU               make clean       remove what was built"
+	@echo "make bench      measure against QEMU               make bench-cpu   the translator's speed"
+	@echo "make clean      remove what was built"
 
 run: install
 	@if [ -t 0 ] && [ -t 1 ]; then exec .venv/bin/hostel run; \
@@ -23,6 +24,9 @@ test-slow: install-test
 
 bench: install-test
 	.venv/bin/python -m bench
+
+bench-cpu: install-test
+	.venv/bin/python -m bench cpu
 
 install:
 	@$(PYTHON) tools/install

@@ -1,8 +1,9 @@
-"""``python -m bench``: run the peers in turn, print the table. Exit status: 0, 1 where a peer failed, 2 where what
-there is to compare with is missing or the command line is wrong."""
+"""``python -m bench [SUITE]``: run the peers in turn, print the table. Exit status: 0, 1 where a peer failed, 2 where
+what there is to compare with is missing or the command line is wrong."""
 
 import argparse
 import contextlib
+import itertools
 import signal
 import sys
 from pathlib import Path
@@ -15,48 +16,64 @@ from bench.peer import Peer
 from bench.qemu import Qemu
 from bench.report import Report, Result
 from bench.row import Context
-from bench.rows import GROUPS, select
+from bench.rows import SUITES, select
 from hostel.base.errors import HostelError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-DOCUMENT = ROOT / "docs" / "benchmarks.md"
-PEERS: tuple[type[Peer], ...] = (Hostel, Qemu, Native)
+DOCUMENTS = {"whole": ROOT / "docs" / "benchmarks.md", "cpu": ROOT / "docs" / "benchmarks-cpu.md"}
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Hostel, Qemu, Native)}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="hostel beside QEMU's TCG on this machine.")
+    parser.add_argument("suite", nargs="?", choices=SUITES, default="whole", help="what to measure (default: whole)")
     parser.add_argument("--runs", type=int, metavar="N", help="runs, of which medians are taken (default: 5)")
     parser.add_argument("--rows", default="", metavar="A,B", help="only these rows or groups; --list names them")
+    parser.add_argument("--peers", default=",".join(PEERS), metavar="A,B", help="only these (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, one run: to see that it works")
-    parser.add_argument("--docs", action="store_true", help=f"also put the table into {DOCUMENT.relative_to(ROOT)}")
+    parser.add_argument("--docs", action="store_true", help="also put the table into docs/, which needs all peers")
     parser.add_argument("--list", action="store_true", help="name the rows and leave")
     args = parser.parse_args(argv)
     args.runs = args.runs if args.runs is not None else 1 if args.quick else 5
     if args.runs < 1:
         parser.error("--runs: at least 1")
     try:
-        args.rows = select([name for name in args.rows.split(",") if name])
+        args.groups = select(args.suite, _words(args.rows))
     except KeyError as e:
         parser.error(f"--rows: there is no {e.args[0]}; --list names what there is")
+    try:
+        args.peers = [PEERS[name] for name in _words(args.peers)]
+    except KeyError as e:
+        parser.error(f"--peers: there is no {e.args[0]}; there are {', '.join(PEERS)}")
+    if not args.peers:
+        parser.error("--peers: at least one")
+    if args.docs and len(args.peers) < len(PEERS):
+        parser.error("--docs: needs all peers")
     return args
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.list:
-        for group, rows in GROUPS.items():
-            print(f"{group}:", *(f"  {row.key:16} {row.title}" for row in rows), sep="\n")
+        for key, group in args.groups.items():
+            print(f"{key}:", *(f"  {row.key:16} {row.title}" for row in group.rows), sep="\n")
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no machine is left behind
     try:
-        qemu.check_installed()
+        if Qemu in args.peers:
+            qemu.check_installed()
+        guests = dict.fromkeys(str(group.guest()) for group in args.groups.values())
         boot = guest.micro()
         report = Report(
-            host.describe(), {peer.name: peer(boot).version() for peer in PEERS},
-            f"Linux {boot.kernel_version}, {guest.MEMORY_MIB} MiB, 1 vCPU", args.quick, args.runs,
+            host.describe(), {peer.name: peer(boot).version() for peer in args.peers}, "; ".join(guests), args.quick,
+            args.runs,
         )
-        return measure(args, boot, report)
+        return measure(args, report)
     except Missing as e:
         print(f"bench: {e}", file=sys.stderr)
         return 2
@@ -67,16 +84,20 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def measure(args: argparse.Namespace, boot: guest.Guest, report: Report) -> int:
+def measure(args: argparse.Namespace, report: Report) -> int:
     """All runs, and what they found; after a failure, what was found until then."""
-    report.results = [Result(row) for row in args.rows]
+    results = {group: [Result(row) for row in group.rows] for group in args.groups.values()}
+    report.results = [result for members in results.values() for result in members]
+    report.means = [mean for group in results for mean in group.means]
     busy, error = [], ""
     try:
         for number in range(args.runs):
             busy.append(host.busy_share())
             if number == 0 and busy[0] > host.QUIET:
                 print(f"bench: this machine isn't quiet: others use {busy[0]:.0%} of it", file=sys.stderr)
-            run_round(report, boot, Context(args.quick), number)
+            for boot, groups in itertools.groupby(results, lambda group: group.guest()):
+                members = [result for group in groups for result in results[group]]
+                run_round(report, args.peers, boot, members, Context(args.quick), number)
     except (BenchError, HostelError, OSError) as e:
         error = str(e)
     say("")
@@ -94,13 +115,16 @@ def measure(args: argparse.Namespace, boot: guest.Guest, report: Report) -> int:
         print(f"bench: {error}", file=sys.stderr)
     print(f"bench: all values are in {report.save(RESULTS)}", file=sys.stderr)
     if args.docs and not error:
-        report.write_into(DOCUMENT)
+        report.write_into(DOCUMENTS[args.suite])
     return 1 if error else 0
 
 
-def run_round(report: Report, boot: guest.Guest, context: Context, number: int) -> None:
-    """One run: start every peer, measure every row on all of them, end them. Who goes first changes with each run."""
-    peers = [peer(boot) for peer in PEERS]
+def run_round(
+    report: Report, kinds: list[type[Peer]], boot: guest.Guest, results: list[Result], context: Context, number: int
+) -> None:
+    """One run on one guest: start every peer, measure every row on all of them, end them. Who goes first changes with
+    each run."""
+    peers = [kind(boot) for kind in kinds]
     if number % 2:
         peers[:2] = reversed(peers[:2])
     with contextlib.ExitStack() as stack:
@@ -110,7 +134,7 @@ def run_round(report: Report, boot: guest.Guest, context: Context, number: int) 
             for peer in peers:
                 say(f"run {number + 1}: starting {peer.title}")
                 peer.start()
-            for result in report.results:
+            for result in results:
                 say(f"run {number + 1}: {result.row.title}")
                 result.rounds.append(result.row.measure(peers, context))
         except (BenchError, HostelError, OSError):

@@ -1,11 +1,11 @@
 """What all peers run: one kernel, one initramfs, one command line, one busybox."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError
 
-MEMORY_MIB = 512
 # The kernel's first words come on the serial port as soon as it has read its command line, milliseconds after its
 # entry, and the same in every machine; "quiet", which stands behind, then keeps the port out of the measurement.
 EARLY = "earlyprintk=serial,ttyS0,115200"
@@ -17,12 +17,19 @@ class Guest:
     initrd: Path
     cmdline: str
     kernel_version: str
+    memory_mib: int = 512
+    cpus: int = 1
+    programs: Path | None = None  # a folder of the host's whose files the guest has in /bench
+
+    def __str__(self) -> str:
+        return f"Linux {self.kernel_version}, {self.memory_mib} MiB, {self.cpus} vCPU{'s' if self.cpus > 1 else ''}"
 
     def busybox(self) -> bytes:
         """The busybox of the initramfs, for the runs on the host itself."""
         return find_file(self.initrd.read_bytes(), "bin/busybox")
 
 
+@functools.cache
 def micro() -> Guest:
     """hostel's default image, made on first use."""
     from hostel.base.errors import HostelError

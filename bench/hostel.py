@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.guest import MEMORY_MIB
 from bench.peer import Peer
 
 _numbers = itertools.count(1)
@@ -30,7 +29,8 @@ class Hostel(Peer):
     def command(self) -> list[str]:
         self._name = f"bench-{os.getpid()}-{next(_numbers)}"
         return [
-            *program(), "run", "--name", self._name, "--rm", "--cpus", "1", "--memory", f"{MEMORY_MIB}M",
+            *program(), "run", "--name", self._name, "--rm",
+            "--cpus", str(self.guest.cpus), "--memory", f"{self.guest.memory_mib}M",
             "--kernel", str(self.guest.kernel), "--initrd", str(self.guest.initrd), "--append", self.guest.cmdline,
         ]
 

@@ -34,7 +34,8 @@ class Native(Peer):
 
     def preparation(self) -> str:
         folder = shlex.quote(str(self._folder))
-        return f"BUSYBOX={folder}/bin/busybox; $BUSYBOX --install -s {folder}/bin; cd {folder}"
+        programs = f" PROGRAMS={shlex.quote(str(self.guest.programs))}" if self.guest.programs else ""
+        return f"BUSYBOX={folder}/bin/busybox{programs}; $BUSYBOX --install -s {folder}/bin; cd {folder}"
 
     def version(self) -> str:
         return f"Linux {platform.release()}"

@@ -1,5 +1,6 @@
 """A peer: a shell in a machine (or on the host), driven over a console, whose costs can be read from /proc."""
 
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from bench.process import cpu_seconds
 BOOT_TIMEOUT = 120.0      # seconds; a busy machine may need many times what a quiet one does
 COMMAND_TIMEOUT = 600.0
 PROMPT = rb"# (?:\x1b\[6n)?"
+_END = rb"@END (\d+)\r?\n"
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,16 @@ class Ran:
     seconds: float
     output: str
     cpu: float | None
+
+
+@dataclass(frozen=True)
+class Worked:
+    """What a program of ``programs/`` says of itself (bench.h): the time of its work, in seconds of the peer's own
+    clock, and the checksum of what came out; and the processor time that it took on the host."""
+
+    seconds: float
+    checksum: str
+    cpu: float
 
 
 class Peer:
@@ -56,8 +68,8 @@ class Peer:
         return None
 
     def preparation(self) -> str:
-        """The first line that its shell is given: it goes where files may be made, and sets BUSYBOX."""
-        return "BUSYBOX=/bin/busybox; cd /tmp"
+        """The first line that its shell is given: it goes where files may be made, sets BUSYBOX and PROGRAMS."""
+        return "BUSYBOX=/bin/busybox PROGRAMS=/bench; cd /tmp"
 
     def entry(self, first_message: float) -> float:
         """When the kernel was entered: milliseconds before its first message, which is as much as one can see of it."""
@@ -98,17 +110,40 @@ class Peer:
 
         The quotes in the middle of the marks keep the echo of what was typed from looking like them.
         """
-        assert self._console
-        self._console.type(f"echo @''BEGIN; {{ {script}; }} </dev/null; echo @''END $?\n")
-        begun, _, _ = self._console.expect(rb"@BEGIN\r?\n", COMMAND_TIMEOUT)
+        begun = self._begin(script)
         used = cpu_seconds(self.pid) if self.is_machine else None
-        ended, end, output = self._console.expect(rb"@END (\d+)\r?\n", COMMAND_TIMEOUT)
+        ended, end, output = self._console.expect(_END, COMMAND_TIMEOUT)
         if used is not None:
             used = cpu_seconds(self.pid) - used
+        text = self._check(script, end, output)
+        return Ran(ended - begun, text, used)
+
+    def work(self, command: str) -> Worked:
+        """Run a program that measures itself (programs/bench.h)."""
+        self._begin(command)
+        _, mark, output = self._console.expect(rb"@WORK\r?\n|" + _END, COMMAND_TIMEOUT)
+        if mark[1] is None:
+            used = cpu_seconds(self.pid) if self.is_machine else 0.0
+            done = rb"@DONE (?P<sum>[0-9a-f]+) (?P<wall>\d+) (?P<cpu>\d+)\r?\n|" + _END
+            _, mark, output = self._console.expect(done, COMMAND_TIMEOUT)
+        if mark.groupdict().get("sum") is None:
+            raise BenchError(f"{self.title}: '{command}' ended early: {output.decode(errors='replace')[-300:]}")
+        cpu = cpu_seconds(self.pid) - used if self.is_machine else int(mark["cpu"]) / 1e9
+        _, end, output = self._console.expect(_END, COMMAND_TIMEOUT)
+        self._check(command, end, output)
+        return Worked(int(mark["wall"]) / 1e9, mark["sum"].decode(), cpu)
+
+    def _begin(self, script: str) -> float:
+        """Type it and wait for its begin: when that was."""
+        self._console.type(f"echo @''BEGIN; {{ {script}; }} </dev/null; echo @''END $?\n")
+        return self._console.expect(rb"@BEGIN\r?\n", COMMAND_TIMEOUT)[0]
+
+    def _check(self, script: str, end: re.Match[bytes], output: bytes) -> str:
+        """Its output, if it ended well."""
         text = output.decode(errors="replace").replace("\r", "").strip()
         if end[1] != b"0":
             raise BenchError(f"{self.title}: '{script}' ended with status {end[1].decode()}: {text[-300:]}")
-        return Ran(ended - begun, text, used)
+        return text
 
     def close(self) -> None:
         """End it, whatever state it is in."""

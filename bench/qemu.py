@@ -4,7 +4,6 @@ import shutil
 import subprocess
 
 from bench.errors import Missing
-from bench.guest import MEMORY_MIB
 from bench.peer import Peer
 
 PROGRAM = "qemu-system-x86_64"
@@ -16,7 +15,8 @@ class Qemu(Peer):
 
     def command(self) -> list[str]:
         return [
-            PROGRAM, "-accel", "tcg", "-cpu", "max", "-M", "q35", "-smp", "1", "-m", str(MEMORY_MIB),
+            PROGRAM, "-accel", "tcg,thread=multi" if self.guest.cpus > 1 else "tcg", "-cpu", "max", "-M", "q35",
+            "-smp", str(self.guest.cpus), "-m", str(self.guest.memory_mib),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
             "-kernel", str(self.guest.kernel), "-initrd", str(self.guest.initrd), "-append", self.guest.cmdline,
         ]

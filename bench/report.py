@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.row import Row, Values
+from bench.row import Mean, Row, Values
 
 BEGIN, END = "<!-- table: written by python -m bench --docs -->", "<!-- end of table -->"
 LEGEND = """\
-"hostel vs TCG" is how many times as fast, or as small; above 1 hostel is better. It is the median of the runs' own
-ratios, with their least and greatest; "by CPU time" is the same for the processor time that the two processes took,
-which other work on the host disturbs less.
+"vs TCG" is how many times as fast as QEMU hostel is, or as small; above 1 hostel is better. It is the median of the
+runs' own ratios, with their least and greatest. "vs host" is how many times as slow as the host itself it is, in the
+same way. "By CPU time" is either for the processor time that the processes took, which other work on the host disturbs
+less.
 """
 
 
@@ -28,21 +29,38 @@ class Result:
         values = [values[peer].value for values in self.rounds if peer in values]
         return statistics.median(values) if values else None
 
-    def speeds(self, peer: str) -> list[float]:
-        """How many times as fast (or as small) as ``peer`` hostel was, a round each."""
+    def ratios(self, peer: str, cpu: bool = False) -> list[float]:
+        """How many times hostel's value ``peer``'s was, by rounds; or the processor times', where they were taken."""
         pairs = [(values["hostel"], values[peer]) for values in self.rounds if {"hostel", peer} <= values.keys()]
+        if cpu:
+            return [theirs.cpu / ours.cpu for ours, theirs in pairs if ours.cpu and theirs.cpu]
         return [theirs.value / max(ours.value, 1e-9) for ours, theirs in pairs]
 
-    def speeds_by_cpu(self, peer: str) -> list[float]:
-        """The same by the processor time of the two processes; empty where that wasn't measured."""
-        pairs = [(values["hostel"], values[peer]) for values in self.rounds if {"hostel", peer} <= values.keys()]
-        return [theirs.cpu / ours.cpu for ours, theirs in pairs if ours.cpu and theirs.cpu]
+    def reached(self) -> bool | None:
+        return self.row.goal.reached(self.median("hostel"), *_speed_and_slowdown(self))
+
+
+@dataclass
+class MeanResult:
+    """The geometric means over ``results`` of each round's ratios."""
+
+    mean: Mean
+    results: list[Result]
+
+    def ratios(self, peer: str, cpu: bool = False) -> list[float]:
+        columns = [result.ratios(peer, cpu) for result in self.results]
+        if len({len(column) for column in columns}) > 1:
+            return []  # a round broke off
+        return [statistics.geometric_mean(ratios) for ratios in zip(*columns, strict=True)]
 
     def reached(self) -> bool | None:
-        ours, speeds = self.median("hostel"), self.speeds("qemu")
-        if ours is None or not speeds:
-            return None
-        return self.row.goal.reached(ours, statistics.median(speeds))
+        return self.mean.goal.reached(None, *_speed_and_slowdown(self))
+
+
+def _speed_and_slowdown(result: Result | MeanResult) -> tuple[float | None, float | None]:
+    """How many times as fast as TCG, and how many times as slow as the host."""
+    speeds, natives = result.ratios("qemu"), result.ratios("native")
+    return (statistics.median(speeds) if speeds else None, 1 / statistics.median(natives) if natives else None)
 
 
 @dataclass
@@ -54,6 +72,7 @@ class Report:
     rounds: int
     warnings: list[str] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
+    means: list[Mean] = field(default_factory=list)
     diagnosis: dict[str, Any] = field(default_factory=dict)  # of a run that failed: what the peers say of themselves
     at: float = field(default_factory=time.time)
 
@@ -62,13 +81,18 @@ class Report:
             f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(self.at))} UTC, {self.host['cores']} cores of "
             f"{self.host['cpu']}, {self.host['memory_gib']} GiB, Linux {self.host['kernel']}, "
             f"load {self.host['load_average']} at the start.",
-            f"hostel {self.versions['hostel']}, {self.versions['qemu']}. Guest: {self.guest}. "
+            f"hostel {self.versions['hostel']}, {self.versions.get('qemu', 'QEMU left out')}. Guest: {self.guest}. "
             f"{f'Medians of {self.rounds} runs' if self.rounds > 1 else 'One run'}.",
             "",
         ]
         lines += [f"**{warning}**\n" for warning in self.warnings]
-        rows = [["what", "hostel", "QEMU TCG", "hostel vs TCG", "from – to", "by CPU time", "goal", "host itself"]]
-        rows += [_cells(result) for result in self.results]
+        rows = [[
+            "what", "hostel", "QEMU TCG", "host itself", "vs TCG", "from – to", "by CPU time", "vs host", "by CPU time",
+            "goal", "",
+        ]]
+        for result in self.results:
+            rows.append(_cells(result))
+            rows += [_mean_cells(mean) for mean in self.mean_results() if mean.results[-1] is result]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
         for first, *others in rows:
@@ -76,17 +100,29 @@ class Report:
             lines.append(f"| {first.ljust(widths[0])} | {' | '.join(cells)} |")
         return "\n".join([*lines, "", LEGEND])
 
+    def mean_results(self) -> list[MeanResult]:
+        """Those means of whose rows all were measured."""
+        results = {result.row.key: result for result in self.results}
+        whole = [mean for mean in self.means if set(mean.rows) <= set(results)]
+        return [MeanResult(mean, [results[key] for key in mean.rows]) for mean in whole]
+
     def json(self) -> str:
         data = {
-            "version": 1, "at": self.at, "host": self.host, "versions": self.versions, "guest": self.guest,
+            "version": 2, "at": self.at, "host": self.host, "versions": self.versions, "guest": self.guest,
             "quick": self.quick, "rounds": self.rounds, "warnings": self.warnings, "diagnosis": self.diagnosis,
             "rows": {
                 result.row.key: {
                     "title": result.row.title, "unit": result.row.unit, "goal": result.row.goal.text(result.row.unit),
-                    "reached": result.reached(), "speeds_vs_qemu": result.speeds("qemu"),
+                    "reached": result.reached(), "vs_qemu": result.ratios("qemu"), "vs_native": result.ratios("native"),
                     "rounds": [{name: asdict(sample) for name, sample in v.items()} for v in result.rounds],
                 }
                 for result in self.results
+            },
+            "means": {
+                mean.mean.title: {
+                    "reached": mean.reached(), "vs_qemu": mean.ratios("qemu"), "vs_native": mean.ratios("native"),
+                }
+                for mean in self.mean_results()
             },
         }
         return json.dumps(data, indent=1) + "\n"
@@ -109,19 +145,33 @@ class Report:
 
 def _cells(result: Result) -> list[str]:
     unit = result.row.unit
-    speeds = result.speeds("qemu")
-    by_cpu = result.speeds_by_cpu("qemu")
-    goal = result.row.goal.text(unit)
-    reached = result.reached()
     return [
-        result.row.title,
-        *(_value(result.median(peer), unit) for peer in ("hostel", "qemu")),
-        f"{_short(statistics.median(speeds))} ×" if speeds else "",
-        f"{_short(min(speeds))} – {_short(max(speeds))}" if len(speeds) > 1 else "",
-        f"{_short(statistics.median(by_cpu))} ×" if by_cpu else "",
-        goal if reached is None else f"{goal} {'✓' if reached else '✗'}",
-        _value(result.median("native"), unit),
+        result.row.title, *(_value(result.median(peer), unit) for peer in ("hostel", "qemu", "native")),
+        *_compared(result), *_judged(result.row.goal.text(unit), result.reached()),
     ]
+
+
+def _mean_cells(mean: MeanResult) -> list[str]:
+    return [mean.mean.title, "", "", "", *_compared(mean), *_judged(mean.mean.goal.text(""), mean.reached())]
+
+
+def _compared(result: Result | MeanResult) -> list[str]:
+    speeds = result.ratios("qemu")
+    return [
+        _times(speeds),
+        f"{_short(min(speeds))} – {_short(max(speeds))}" if len(speeds) > 1 else "",
+        _times(result.ratios("qemu", cpu=True)),
+        _times([1 / ratio for ratio in result.ratios("native") if ratio]),
+        _times([1 / ratio for ratio in result.ratios("native", cpu=True) if ratio]),
+    ]
+
+
+def _judged(goal: str, reached: bool | None) -> list[str]:
+    return [goal, "" if reached is None else "✓" if reached else "✗"]
+
+
+def _times(ratios: list[float]) -> str:
+    return f"{_short(statistics.median(ratios))} ×" if ratios else ""
 
 
 def _value(value: float | None, unit: str) -> str:

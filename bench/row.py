@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.errors import BenchError
+from bench.guest import Guest, micro
 from bench.peer import Peer
 
 
@@ -32,21 +33,34 @@ class Context:
 
 @dataclass(frozen=True)
 class Goal:
-    """``speed``: how many times as fast as the peer; ``most``: hostel's own value. Either may be None."""
+    """``speed``: how many times as fast as TCG at least; ``slower``: how many times as slow as the host at most;
+    ``most``: hostel's own value at most; ``least``: at least. What is None isn't asked for."""
 
     speed: float | None = None
+    slower: float | None = None
     most: float | None = None
+    least: float | None = None
 
     def text(self, unit: str) -> str:
-        if self.speed is not None:
-            return f"≥ {self.speed:.2g} ×"
-        return f"≤ {self.most:g} {unit}" if self.most is not None else ""
+        parts = [
+            "" if self.speed is None else f"≥ {self.speed:.2g} × TCG",
+            "" if self.slower is None else f"≤ {self.slower:.2g} × host",
+            "" if self.most is None else f"≤ {self.most:g} {unit}",
+            "" if self.least is None else f"≥ {self.least:g} {unit}",
+        ]
+        return ", ".join(part for part in parts if part)
 
-    def reached(self, ours: float, speed: float) -> bool | None:
-        """None where there is nothing to reach."""
-        if self.speed is not None:
-            return speed >= self.speed
-        return ours <= self.most if self.most is not None else None
+    def reached(self, ours: float | None, speed: float | None = None, slower: float | None = None) -> bool | None:
+        """None where nothing is asked for, or what was measured doesn't tell."""
+        asked = [
+            None if value is None else value >= limit if at_least else value <= limit
+            for value, limit, at_least in (
+                (speed, self.speed, True), (slower, self.slower, False), (ours, self.most, False),
+                (ours, self.least, True),
+            )
+            if limit is not None
+        ]
+        return False if False in asked else None if None in asked or not asked else True
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,24 @@ class Row:
     unit: str
     measure: Callable[[Sequence[Peer], Context], Values]
     goal: Goal = field(default_factory=Goal)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The geometric mean of some rows' ratios, of which there may be a goal."""
+
+    title: str
+    rows: tuple[str, ...]
+    goal: Goal = field(default_factory=Goal)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are measured on one guest, one after the other, and what is to be told of them together."""
+
+    rows: tuple[Row, ...]
+    guest: Callable[[], Guest] = micro
+    means: tuple[Mean, ...] = ()
 
 
 Measurement = Callable[[Sequence[Peer], Context], Values]
@@ -86,11 +118,27 @@ def timed(script: str, amount: int, prepare: str = ":", clean: str = ":") -> Mea
             ran = peer.run(fill(script, context))
             peer.run(fill(clean, context))
             values[peer.name], outputs[peer.title] = Sample(ran.seconds, ran.cpu), ran.output
-        if len(set(outputs.values())) > 1:
-            raise BenchError("different results: " + "; ".join(f"{k}: {v[-100:]!r}" for k, v in outputs.items()))
+        must_agree(outputs)
         return values
 
     return measure_all
+
+
+def program(command: str) -> Measurement:
+    """A program that measures itself (programs/bench.h). Its checksum must be the same everywhere."""
+
+    def measure_all(peers: Sequence[Peer], context: Context) -> Values:
+        worked = {peer: peer.work(f"{command} {context.scaled(100)}") for peer in peers}
+        must_agree({peer.title: done.checksum for peer, done in worked.items()})
+        return {peer.name: Sample(done.seconds, done.cpu) for peer, done in worked.items()}
+
+    return measure_all
+
+
+def must_agree(outputs: dict[str, str]) -> None:
+    """A wrong answer has no speed."""
+    if len(set(outputs.values())) > 1:
+        raise BenchError("different results: " + "; ".join(f"{k}: {v[-100:]!r}" for k, v in outputs.items()))
 
 
 def idle_percent(peers: Sequence[Peer], seconds: float, cpu_seconds: Callable[[int], float]) -> Values:

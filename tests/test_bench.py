@@ -1,20 +1,21 @@
 """The harness of ``make bench``: that it counts right. No time is asserted; the machine may be busy."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from bench import guest, process
-from bench.__main__ import main, parse
+from bench import guest, process, programs
+from bench.__main__ import DOCUMENTS, main, parse
 from bench.console import Console
 from bench.errors import BenchError
 from bench.native import Native
 from bench.report import BEGIN, END, Report, Result
-from bench.row import Context, Goal, Row, Sample, each, timed
-from bench.rows import GROUPS, select
+from bench.row import Context, Goal, Mean, Row, Sample, each, program, timed
+from bench.rows import SUITES, select
 
 from hostel.images import cpio
 
@@ -50,22 +51,34 @@ def report(**changes):
     return Report(host, versions, "Linux", False, 3, [], [Result(row, rounds)], **changes)
 
 
-def test_rows_have_distinct_names():
-    rows = [row for members in GROUPS.values() for row in members]
-    names = [row.key for row in rows] + list(GROUPS)
+def rows_of(groups):
+    return [row for group in groups.values() for row in group.rows]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_rows_have_distinct_names(suite):
+    groups = SUITES[suite]
+    rows = rows_of(groups)
+    names = [row.key for row in rows] + list(groups)
     assert len({row.key for row in rows}) == len(rows)
-    assert [row.key for row in select([])] == [row.key for row in rows]
+    assert rows_of(select(suite, [])) == rows
     assert len({row.title for row in rows}) == len(rows)
     assert all(name == name.strip() and "," not in name for name in names)
+    assert {key for group in groups.values() for mean in group.means for key in mean.rows} <= {row.key for row in rows}
 
 
 def test_select_by_row_and_group():
-    assert [row.key for row in select(["fork", "boot"])] == ["boot-kernel", "boot-start", "boot-command", "fork"]
+    chosen = select("whole", ["fork", "boot"])
+    assert [row.key for row in rows_of(chosen)] == ["boot-kernel", "boot-start", "boot-command", "fork"]
+    assert list(chosen) == ["boot", "processes"]
     with pytest.raises(KeyError):
-        select(["frok"])
+        select("whole", ["frok"])
 
 
-@pytest.mark.parametrize("argv", [["--rows", "frok"], ["--runs", "0"], ["--nonsense"]])
+@pytest.mark.parametrize("argv", [
+    ["--rows", "frok"], ["--runs", "0"], ["--nonsense"], ["cpu", "--rows", "fork"], ["gpu"], ["--peers", "hostle"],
+    ["--peers", ","], ["--docs", "--peers", "hostel"],
+])
 def test_a_wrong_command_line_has_status_2(argv):
     with pytest.raises(SystemExit) as e:
         parse(argv)
@@ -74,9 +87,9 @@ def test_a_wrong_command_line_has_status_2(argv):
 
 def test_the_ratio_is_taken_within_a_run():
     result = report().results[0]
-    assert result.speeds("qemu") == [2.0, 1.0, 4.0]
+    assert result.ratios("qemu") == [2.0, 1.0, 4.0]
     assert (result.median("hostel"), result.median("qemu"), result.median("native")) == (2.0, 3.0, 0.1)
-    assert result.speeds_by_cpu("qemu") == [3.0, 5.0]
+    assert result.ratios("qemu", cpu=True) == [3.0, 5.0]
     assert result.reached() is True
     slow = Result(Row("a", "a", "s", each(lambda peer, context: Sample(1.0)), Goal(speed=2.1)), result.rounds)
     assert slow.reached() is False
@@ -86,7 +99,35 @@ def test_the_ratio_is_taken_within_a_run():
 def test_a_goal_for_hostels_own_value():
     assert Goal(most=2).reached(1.9, 0.1) is True
     assert Goal(most=2).reached(2.1, 9.0) is False
+    assert Goal(least=1.7).reached(1.8) is True
+    assert Goal(least=1.7).reached(1.6) is False
     assert Goal().reached(1.0, 1.0) is None
+
+
+def test_a_goal_against_both_peers_needs_both():
+    goal = Goal(speed=4, slower=2.2)
+    assert goal.text("s") == "≥ 4 × TCG, ≤ 2.2 × host"
+    assert goal.reached(1.0, 4.1, 2.1) is True
+    assert goal.reached(1.0, 4.1, 2.3) is False
+    assert goal.reached(1.0, 3.9, 2.1) is False
+    assert goal.reached(1.0, 4.1, None) is None  # not measured
+    assert goal.reached(1.0, 3.9, None) is False
+
+
+def test_a_mean_is_of_each_rounds_ratios():
+    one = report()
+    rounds = [{"hostel": Sample(1.0), "qemu": Sample(8.0), "native": Sample(0.4)}] + one.results[0].rounds[1:]
+    other = Row("other", "other", "s", each(lambda peer, context: Sample(1.0)))
+    one.results.append(Result(other, rounds))
+    one.means = [Mean("both", ("fork", "other"), Goal(speed=3)), Mean("more", ("fork", "missing"))]
+    (mean,) = one.mean_results()
+    assert mean.ratios("qemu") == pytest.approx([4.0, 1.0, 4.0])
+    assert mean.ratios("native") == pytest.approx([0.2])
+    assert mean.reached() is True
+    table = [line for line in one.markdown().splitlines() if line.startswith("|")]
+    assert table[-1].startswith("| both ") and "more" not in one.markdown()
+    one.results[1].rounds.pop()  # a round broke off
+    assert mean.ratios("qemu") == [] and mean.reached() is None
 
 
 def test_the_table_goes_between_the_documents_marks(tmp_path):
@@ -95,14 +136,15 @@ def test_the_table_goes_between_the_documents_marks(tmp_path):
     report().write_into(document)
     text = document.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
-    assert "| forks |" in text and "2 ×" in text and "1 – 4" in text and "≥ 0.7 × ✓" in text
+    assert "| forks |" in text and "2 ×" in text and "1 – 4" in text and "≥ 0.7 × TCG | ✓" in text
     report().write_into(document)
     assert document.read_text().count("| forks |") == 1
 
 
-def test_the_projects_document_has_a_place_for_the_table():
-    text = (ROOT / "docs" / "benchmarks.md").read_text()
-    assert text.count(BEGIN) == 1 and text.count(END) == 1
+def test_the_projects_documents_have_a_place_for_the_table():
+    for document in DOCUMENTS.values():
+        text = document.read_text()
+        assert text.count(BEGIN) == 1 and text.count(END) == 1
 
 
 def test_json_holds_every_value(tmp_path):
@@ -122,6 +164,21 @@ def test_a_quick_row_does_a_tenth_and_cleans_up():
 def test_peers_must_agree():
     with pytest.raises(BenchError, match="different results"):
         timed("work", 1)([FakePeer("hostel", "1"), FakePeer("qemu", "2")], Context())
+
+
+def test_programs_must_agree():
+    from bench.peer import Worked
+
+    class Worker(FakePeer):
+        def work(self, command):
+            self.scripts.append(command)
+            return Worked(0.5, self.answer, 0.4)
+
+    same = [Worker("hostel"), Worker("qemu")]
+    assert program("p")(same, Context(quick=True)) == {"hostel": Sample(0.5, 0.4), "qemu": Sample(0.5, 0.4)}
+    assert same[0].scripts == ["p 10"]
+    with pytest.raises(BenchError, match="different results: hostel: '1'; qemu: '2'"):
+        program("p")([Worker("hostel"), Worker("qemu", "2")], Context())
 
 
 def test_a_file_of_the_initramfs():
@@ -217,6 +274,44 @@ def test_run_returns_output_and_time(native):
     assert native.run("cat; echo after").output == "after"  # a script has no input of the next ones
 
 
+def test_a_program_is_timed_between_its_marks(native):
+    done = native.work("echo @WORK; echo noise; echo @DONE 0af1 1500000000 1200000000; true")
+    assert (done.seconds, done.checksum, done.cpu) == (1.5, "0af1", 1.2)
+    with pytest.raises(BenchError, match="ended early: why"):
+        native.work("echo why; false")
+
+
+def test_a_program_that_dies_at_its_work(native):
+    with pytest.raises(BenchError, match="ended early"):
+        native.work("echo @WORK; sh -c 'kill -9 $$'")
+
+
+def test_a_program_that_fails_after_its_work(native):
+    with pytest.raises(BenchError, match="status 3"):
+        native.work("echo @WORK; echo @DONE 1 1 1; (exit 3)")
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc isn't installed")
+def test_the_programs_are_built_once_and_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "BUILT", tmp_path / "built")
+    sources = tmp_path / "sources"
+    shutil.copytree(programs.SOURCES, sources)
+    for path in sources.glob("*.c"):
+        if path.name != "calls.c":
+            path.unlink()
+    monkeypatch.setattr(programs, "SOURCES", sources)
+    folder = programs.build()
+    assert [path.name for path in folder.iterdir()] == ["calls"] and programs.build() == folder
+    assert guest.find_file(programs.packed(folder), "bench/calls") == (folder / "calls").read_bytes()
+    printed = [subprocess.run([folder / "calls", share], capture_output=True, text=True).stdout for share in ("1", "5")]
+    marks = [re.fullmatch(r"@WORK\n@DONE ([0-9a-f]{16}) \d+ \d+\n", text) for text in printed]
+    assert marks[0][1] != marks[1][1]
+    (sources / "calls.c").write_text("int main(void) { return 0 }")
+    with pytest.raises(BenchError, match="gcc can't compile calls.c"):
+        programs.build()
+    assert not [path for path in programs.BUILT.iterdir() if path.is_dir()]
+
+
 def test_without_qemu_there_is_one_line_of_advice(monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nonexistent")
     assert main(["--quick"]) == 2
@@ -233,3 +328,16 @@ def test_one_quick_row_runs():
     )
     assert done.returncode == 0, done.stderr
     assert "kernel entry to" in done.stdout and "fork and exec" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc isn't installed")
+@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU isn't installed")
+def test_the_eight_programs_agree_everywhere():
+    """A differing checksum is status 1."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "cpu", "--runs", "1", "--rows", "eight"], cwd=ROOT, capture_output=True,
+        text=True, timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("× host") == 9

@@ -1,24 +1,39 @@
-"""All rows, in the order in which a run measures them."""
+"""All rows, in the order in which a run measures them, in two suites: what was promised of the whole, and the
+translator's speed."""
 
-from bench.row import Row
-from bench.rows import boot, compute, footprint, processes
+import dataclasses
 
-GROUPS: dict[str, list[Row]] = {
-    "boot": boot.ROWS,
-    "memory-boot": footprint.AFTER_BOOT,
-    "compute": compute.ROWS,
-    "processes": processes.ROWS,
-    "idle": footprint.IDLE_ROWS,
-    "memory": footprint.AFTER_WORK,
+from bench.row import Group
+from bench.rows import boot, compute, footprint, processes, programs
+
+SUITES: dict[str, dict[str, Group]] = {
+    "whole": {
+        "boot": Group(tuple(boot.ROWS)),
+        "memory-boot": Group(tuple(footprint.AFTER_BOOT)),
+        "compute": Group(tuple(compute.ROWS)),
+        "processes": Group(tuple(processes.ROWS)),
+        "idle": Group(tuple(footprint.IDLE_ROWS)),
+        "memory": Group(tuple(footprint.AFTER_WORK)),
+    },
+    "cpu": {
+        "kernel": Group(tuple(boot.KERNEL)),
+        "eight": programs.EIGHT,
+    },
 }
 
 
-def select(names: list[str]) -> list[Row]:
-    """The rows called so, or in groups called so, in their order; all where ``names`` is empty. ``KeyError`` for an
-    unknown name."""
-    rows = [(group, row) for group, members in GROUPS.items() for row in members]
-    known = {group for group, _ in rows} | {row.key for _, row in rows}
+def select(suite: str, names: list[str]) -> dict[str, Group]:
+    """What a suite has of the rows called so, or in groups called so, in their order; all where ``names`` is empty.
+    ``KeyError`` for an unknown name."""
+    groups = SUITES[suite]
+    known = set(groups) | {row.key for group in groups.values() for row in group.rows}
     for name in names:
         if name not in known:
             raise KeyError(name)
-    return [row for group, row in rows if not names or group in names or row.key in names]
+    chosen = {
+        key: dataclasses.replace(
+            group, rows=tuple(row for row in group.rows if not names or key in names or row.key in names)
+        )
+        for key, group in groups.items()
+    }
+    return {key: group for key, group in chosen.items() if group.rows}

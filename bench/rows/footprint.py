@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 
-from bench.guest import MEMORY_MIB
 from bench.peer import Peer
 from bench.process import cpu_seconds, memory_beyond
 from bench.row import Context, Goal, Row, Sample, Values, each, idle_percent
@@ -13,7 +12,7 @@ IDLE = 10.0
 
 
 def measure_memory(peer: Peer, context: Context) -> Sample:
-    return Sample(memory_beyond(peer.pid, MEMORY_MIB << 20) / 1e6)
+    return Sample(memory_beyond(peer.pid, peer.guest.memory_mib << 20) / 1e6)
 
 
 def measure_idle(peers: Sequence[Peer], context: Context) -> Values:
