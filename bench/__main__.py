@@ -89,6 +89,7 @@ def measure(args: argparse.Namespace, report: Report) -> int:
     results = {group: [Result(row) for row in group.rows] for group in args.groups.values()}
     report.results = [result for members in results.values() for result in members]
     report.means = [mean for group in results for mean in group.means]
+    report.scalings = [scaling for group in results for scaling in group.scalings]
     busy, error = [], ""
     try:
         for number in range(args.runs):

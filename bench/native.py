@@ -35,7 +35,15 @@ class Native(Peer):
     def preparation(self) -> str:
         folder = shlex.quote(str(self._folder))
         programs = f" PROGRAMS={shlex.quote(str(self.guest.programs))}" if self.guest.programs else ""
-        return f"BUSYBOX={folder}/bin/busybox{programs}; $BUSYBOX --install -s {folder}/bin; cd {folder}"
+        return (
+            f"BUSYBOX={folder}/bin/busybox PINNED='{self.pinned()}'{programs};"
+            f" $BUSYBOX --install -s {folder}/bin; cd {folder}"
+        )
+
+    def pinned(self) -> str:
+        """A command's prefix that leaves it as many processors as the guest has."""
+        processors = sorted(os.sched_getaffinity(0))[: self.guest.cpus]
+        return f"taskset {sum(1 << number for number in processors):x}"
 
     def version(self) -> str:
         return f"Linux {platform.release()}"

@@ -21,13 +21,13 @@ MEMORY_MIB = 1024             # hash10m has 256 MiB of data
 
 
 @functools.cache
-def guest() -> Guest:
+def guest(cpus: int = 1) -> Guest:
     """The micro image with the programs in /bench."""
     plain, folder = micro(), build()
     initrd = folder.with_name(f"{folder.name}.initrd")
     with atomic.replacing(initrd) as file:
         file.write(plain.initrd.read_bytes() + packed(folder))
-    return dataclasses.replace(plain, initrd=initrd, memory_mib=MEMORY_MIB, programs=folder)
+    return dataclasses.replace(plain, initrd=initrd, memory_mib=MEMORY_MIB, cpus=cpus, programs=folder)
 
 
 def packed(folder: Path) -> bytes:

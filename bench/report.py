@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.row import Mean, Row, Values
+from bench.row import Mean, Row, Scaling, Values
 
 BEGIN, END = "<!-- table: written by python -m bench --docs -->", "<!-- end of table -->"
 LEGEND = """\
@@ -57,6 +57,23 @@ class MeanResult:
         return self.mean.goal.reached(None, *_speed_and_slowdown(self))
 
 
+@dataclass
+class ScalingResult:
+    """What each peer gains from more processors; above 1 it does."""
+
+    scaling: Scaling
+    before: Result
+    after: Result
+
+    def median(self, peer: str) -> float | None:
+        rounds = zip(self.before.rounds, self.after.rounds, strict=False)  # where a round broke off, after is shorter
+        gains = [one[peer].value / two[peer].value for one, two in rounds if peer in one and peer in two]
+        return statistics.median(gains) if gains else None
+
+    def reached(self) -> bool | None:
+        return self.scaling.goal.reached(self.median("hostel"))
+
+
 def _speed_and_slowdown(result: Result | MeanResult) -> tuple[float | None, float | None]:
     """How many times as fast as TCG, and how many times as slow as the host."""
     speeds, natives = result.ratios("qemu"), result.ratios("native")
@@ -73,6 +90,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     means: list[Mean] = field(default_factory=list)
+    scalings: list[Scaling] = field(default_factory=list)
     diagnosis: dict[str, Any] = field(default_factory=dict)  # of a run that failed: what the peers say of themselves
     at: float = field(default_factory=time.time)
 
@@ -93,6 +111,7 @@ class Report:
         for result in self.results:
             rows.append(_cells(result))
             rows += [_mean_cells(mean) for mean in self.mean_results() if mean.results[-1] is result]
+            rows += [_scaling_cells(scaling) for scaling in self.scaling_results() if scaling.after is result]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
         for first, *others in rows:
@@ -105,6 +124,14 @@ class Report:
         results = {result.row.key: result for result in self.results}
         whole = [mean for mean in self.means if set(mean.rows) <= set(results)]
         return [MeanResult(mean, [results[key] for key in mean.rows]) for mean in whole]
+
+    def scaling_results(self) -> list[ScalingResult]:
+        results = {result.row.key: result for result in self.results}
+        return [
+            ScalingResult(scaling, results[scaling.before], results[scaling.after])
+            for scaling in self.scalings
+            if {scaling.before, scaling.after} <= set(results)
+        ]
 
     def json(self) -> str:
         data = {
@@ -123,6 +150,12 @@ class Report:
                     "reached": mean.reached(), "vs_qemu": mean.ratios("qemu"), "vs_native": mean.ratios("native"),
                 }
                 for mean in self.mean_results()
+            },
+            "scalings": {
+                scaling.scaling.title: {
+                    "reached": scaling.reached(), **{peer: scaling.median(peer) for peer in self.versions},
+                }
+                for scaling in self.scaling_results()
             },
         }
         return json.dumps(data, indent=1) + "\n"
@@ -153,6 +186,13 @@ def _cells(result: Result) -> list[str]:
 
 def _mean_cells(mean: MeanResult) -> list[str]:
     return [mean.mean.title, "", "", "", *_compared(mean), *_judged(mean.mean.goal.text(""), mean.reached())]
+
+
+def _scaling_cells(scaling: ScalingResult) -> list[str]:
+    return [
+        scaling.scaling.title, *(_value(scaling.median(peer), "×") for peer in ("hostel", "qemu", "native")),
+        "", "", "", "", "", *_judged(scaling.scaling.goal.text("×"), scaling.reached()),
+    ]
 
 
 def _compared(result: Result | MeanResult) -> list[str]:

@@ -84,12 +84,23 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """How many times as fast as ``before`` the row ``after`` is, each peer for itself."""
+
+    title: str
+    before: str
+    after: str
+    goal: Goal = field(default_factory=Goal)
+
+
+@dataclass(frozen=True)
 class Group:
     """Rows that are measured on one guest, one after the other, and what is to be told of them together."""
 
     rows: tuple[Row, ...]
     guest: Callable[[], Guest] = micro
     means: tuple[Mean, ...] = ()
+    scalings: tuple[Scaling, ...] = ()  # of rows here and above
 
 
 Measurement = Callable[[Sequence[Peer], Context], Values]

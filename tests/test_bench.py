@@ -14,7 +14,7 @@ from bench.console import Console
 from bench.errors import BenchError
 from bench.native import Native
 from bench.report import BEGIN, END, Report, Result
-from bench.row import Context, Goal, Mean, Row, Sample, each, program, timed
+from bench.row import Context, Goal, Mean, Row, Sample, Scaling, each, program, timed
 from bench.rows import SUITES, select
 
 from hostel.images import cpio
@@ -64,7 +64,9 @@ def test_rows_have_distinct_names(suite):
     assert rows_of(select(suite, [])) == rows
     assert len({row.title for row in rows}) == len(rows)
     assert all(name == name.strip() and "," not in name for name in names)
-    assert {key for group in groups.values() for mean in group.means for key in mean.rows} <= {row.key for row in rows}
+    named = {key for group in groups.values() for mean in group.means for key in mean.rows}
+    named |= {key for group in groups.values() for both in group.scalings for key in (both.before, both.after)}
+    assert named <= {row.key for row in rows}
 
 
 def test_select_by_row_and_group():
@@ -128,6 +130,19 @@ def test_a_mean_is_of_each_rounds_ratios():
     assert table[-1].startswith("| both ") and "more" not in one.markdown()
     one.results[1].rounds.pop()  # a round broke off
     assert mean.ratios("qemu") == [] and mean.reached() is None
+
+
+def test_scaling_is_of_each_peer_within_a_round():
+    one = report()
+    after = [{"hostel": Sample(0.5), "qemu": Sample(4.0)}, {"hostel": Sample(2.0), "qemu": Sample(1.0)}]
+    one.results.append(Result(Row("two", "two", "s", each(lambda peer, context: Sample(1.0))), after))
+    one.scalings = [Scaling("gain", "fork", "two", Goal(least=1.7)), Scaling("none", "fork", "missing")]
+    (scaling,) = one.scaling_results()
+    assert scaling.median("hostel") == 1.75 and scaling.median("qemu") == 1.75 and scaling.median("native") is None
+    assert scaling.reached() is True
+    table = [line for line in one.markdown().splitlines() if line.startswith("|")]
+    assert table[-1].startswith("| gain ") and "1.75 ×" in table[-1] and "≥ 1.7 ×" in table[-1]
+    assert json.loads(one.json())["scalings"]["gain"]["hostel"] == 1.75
 
 
 def test_the_table_goes_between_the_documents_marks(tmp_path):

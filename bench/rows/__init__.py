@@ -18,6 +18,11 @@ SUITES: dict[str, dict[str, Group]] = {
     "cpu": {
         "kernel": Group(tuple(boot.KERNEL)),
         "eight": programs.EIGHT,
+        "simd": programs.SIMD,
+        "system": programs.SYSTEM_CALLS,
+        "smp1": programs.SMP_1,
+        "smp2": programs.SMP_2,
+        "smp4": programs.SMP_4,
     },
 }
 
