@@ -133,6 +133,41 @@ main:   // mov eax, imm32 with two bytes on page 1 and three on page 2, then ret
     ]  # fmt: skip
 
 
+def test_a_block_changes_itself_right_before_what_ends_it():
+    """An instruction across the page's end, and one that is undefined: neither is in the block, the ones before are."""
+    said = run(HEAD + """
+        .macro  COPY from, to, n
+        lea     rsi, [rip + \\from]
+        mov     edi, \\to
+        mov     ecx, \\n
+        rep     movsb
+        .endm
+main:   mov     ebx, WINDOW + 0x2000 - 18
+        COPY    1f, WINDOW+0x2000-18, 24
+        call    rbx
+        SAY     rax
+        lea     rax, [rip + 3f]
+        mov     [handlers + 8*6], rax
+        COPY    2f, WINDOW, 24
+        mov     ebx, WINDOW
+        call    rbx
+4:      SAY     rax
+        QUIT
+1:      mov     dword ptr [rbx + 8], 0x77       // of the next one
+        mov     eax, 0x55
+        xor     edx, edx
+        .byte   0x0f, 0x1f, 0x44, 0, 0          // two bytes here
+        ret
+2:      mov     dword ptr [rbx + 8], 0x88
+        mov     eax, 0x55
+        .byte   0xf0, 0x90                      // lock nop
+3:      lea     rdx, [rip + 4b]
+        mov     [rsp + OF_RIP], rdx
+        ret
+""")
+    assert said == [0x77, 0x88]
+
+
 def test_exceptions_have_their_addresses():
     """Faults point at the instruction, traps behind it; a handler can go on."""
     said = run("""

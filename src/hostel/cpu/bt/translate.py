@@ -636,6 +636,7 @@ def translate(m, c, gpa, mode):
             length = 0
         t.n += 1
         if length == 0:
+            at = min(at + 15, 4096)  # what made it undefined may change
             break
         pc = cut(t, pc + length, 8 if t.code64 else 4)
         at += length
@@ -709,7 +710,7 @@ def translate(m, c, gpa, mode):
     mov_ri(e, S1, b.pc)
     jmp_to(e, m.look_up)
     m.cold_free = e.p
-    b.size = cython.cast(uint32_t, at - start if length else 1)
+    b.size = cython.cast(uint32_t, at - start)
     m.total_blocks += 1
     m.total_insns += t.n
     enlist(m, t.block)
