@@ -114,6 +114,7 @@ cdef struct Cache:
     uint8_t* second_tlb[6]       # a miss in a TLB: look in the second one; 2 * table + (1 for writes)
     uint8_t* look_up             # leave to find the block of the address in s1
     uint8_t* fx_save
+    uint8_t* fx_read             # the same, but the registers stay the guest's
     uint8_t* fx_restore
     pthread_mutex_t lock
     VCpu* vcpus[MAX_VCPUS]

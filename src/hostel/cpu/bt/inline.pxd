@@ -10,5 +10,6 @@ cdef void to_ring(Translation* t, int which, uint32_t mode) noexcept nogil
 cdef void gen_syscall(Translation* t, int i) noexcept nogil
 cdef void gen_sysret(Translation* t, int i) noexcept nogil
 cdef void gen_pushf(Translation* t, int i) noexcept nogil
+cdef void gen_base(Translation* t, int i, int what) noexcept nogil
 cdef void gs_imm(Code* e, int opcode, int digit, uint32_t offset, uint32_t imm) noexcept nogil
 cdef bint gen_kernel(Translation* t, int i) noexcept nogil

@@ -1,7 +1,7 @@
 """Instructions with a helping of code of their own: strings, and what kernels do all the time."""
 
 import cython
-from cython.cimports.hostel.cpu.bt.address import check_access, stack_address, write_reg
+from cython.cimports.hostel.cpu.bt.address import check_access, guest_reg_to, stack_address, write_reg
 from cython.cimports.hostel.cpu.bt.cache import SITE_STRING
 from cython.cimports.hostel.cpu.bt.decode import table
 from cython.cimports.hostel.cpu.bt.emit import (
@@ -33,19 +33,27 @@ from cython.cimports.hostel.cpu.bt.insn import (
     CS,
     ES,
     F_ALL,
+    FS,
     GS,
     P_REP,
     P_REPNE,
     REG_NONE,
     S_CLAC,
+    S_CLD,
     S_CLI,
+    S_MOV_FROM_CR,
     S_MOV_FROM_SEG,
     S_PUSHF,
+    S_RDFSBASE,
+    S_RDGSBASE,
     S_STAC,
+    S_STD,
     S_STI,
     S_SWAPGS,
     S_SYSCALL,
     S_SYSRET,
+    S_WRFSBASE,
+    S_WRGSBASE,
     SS,
     Insn,
 )
@@ -68,7 +76,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     TLB_KERNEL_AC,
     TLB_USER,
 )
-from cython.cimports.hostel.cpu.bt.x86 import CR4_SMAP, CR4_TSD, EFER_SCE
+from cython.cimports.hostel.cpu.bt.x86 import CR4_FSGSBASE, CR4_SMAP, CR4_TSD, EFER_SCE
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 
 
@@ -283,6 +291,32 @@ def gen_sysret(t, i):
     t.done = True
 
 
+def gen_base(t, i, what):
+    """RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE."""
+    insn: cython.pointer(Insn) = cython.address(t.insns[i])
+    e: cython.pointer(Code) = cython.address(t.e)
+    seg: cython.int = FS if what == S_RDFSBASE or what == S_WRFSBASE else GS
+    site: uint32_t = monitor_site(t, i)
+    clobber(t, t.live[i])
+    gs_imm(e, 0xF7, 0, off.cr4, CR4_FSGSBASE)
+    cold_site(t, CC_E, site)
+    if what == S_RDFSBASE or what == S_RDGSBASE:
+        gs_load(e, S1, off.seg_base[seg])
+        write_reg(e, insn.opsize, insn.rm, S1)
+    else:
+        guest_reg_to(e, insn.rm, S1)
+        if insn.opsize == 4:
+            mov_rr32(e, S1, S1)
+        else:  # canonical: bits 63:47 are all the same
+            mov_rr(e, S2, S1)
+            shift_ri(e, 8, 4, S2, 16)
+            shift_ri(e, 8, 7, S2, 16)
+            op_rr(e, 8, 0x39, S1, S2)
+            cold_site(t, CC_NE, site)
+        gs_store(e, off.seg_base[seg], S1)
+    t.m.sites[site].host = cython.cast(uint32_t, e.p - t.m.code)
+
+
 def gs_imm(e, opcode, digit, offset, imm):
     gs_op(e, 4, opcode, digit, offset)
     e4(e, imm)
@@ -309,8 +343,19 @@ def gen_kernel(t, i):
     if what == S_SYSCALL and t.mode & MODE_USER:
         gen_syscall(t, i)
         return True
+    if what == S_CLD and not t.mode & MODE_DF or what == S_STD and t.mode & MODE_DF:
+        return True
+    if S_RDFSBASE <= what <= S_WRGSBASE and insn.opsize != 2:
+        gen_base(t, i, what)
+        return True
     if t.mode & (MODE_USER | MODE_RING12):
         return False
+    if what == S_CLAC and not t.mode & MODE_AC:
+        return True
+    if what == S_MOV_FROM_CR and (insn.reg == 0 or 2 <= insn.reg <= 4):
+        gs_load(e, S1, off.cr[insn.reg])
+        write_reg(e, 8, insn.rm, S1)
+        return True
     if what == S_SYSRET and insn.opsize == 8:
         gen_sysret(t, i)
         return True

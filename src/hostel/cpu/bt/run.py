@@ -57,15 +57,25 @@ from cython.cimports.hostel.cpu.bt.insn import (
     CS,
     DS,
     K_STRING,
+    S_CPUID,
     S_FXSAVE,
     S_INT,
     S_INT3,
+    S_INVLPG,
+    S_INVPCID,
+    S_IRET,
     S_MASKMOVQ,
+    S_MOV_TO_CR,
+    S_RDFSBASE,
+    S_RDMSR,
     S_STI,
     S_SYSCALL,
     S_SYSENTER,
     S_SYSRET,
+    S_WRGSBASE,
     S_XRSTORS,
+    S_XSAVE,
+    S_XSAVEC,
     SS,
     Insn,
 )
@@ -991,17 +1001,22 @@ class BtVcpu(Vcpu):
         insn: cython.pointer(Insn) = cython.address(self.insn)
         what: cython.int = table[insn.op].system
         next_pc: uint64_t = insn.pc + insn.length
-        fpu: cython.bint = S_FXSAVE <= what <= S_XRSTORS or what == S_MASKMOVQ
+        reads: cython.bint = what == S_FXSAVE or S_XSAVE <= what <= S_XSAVEC
+        fpu: cython.bint = (S_FXSAVE <= what <= S_XRSTORS or what == S_MASKMOVQ) and not reads
+        quiet: cython.bint = _leaves_interrupts(c, insn, what)
         r: cython.int
         c.n_system += 1
         c.n_monitor[what] += 1
         c.access_seg = DS
-        if fpu:
+        if reads:
+            cython.cast(stub_t, m.fx_read)()
+        elif fpu:
             cython.cast(stub_t, m.fx_save)()
         r = execute(c, insn)
         if fpu:
             cython.cast(stub_t, m.fx_restore)()
-        self.irq_check = True
+        if not quiet:
+            self.irq_check = True
         if r == SYS_NEXT and (what == S_SYSCALL or (what == S_SYSRET and insn.opsize == 8)):
             keep_fast(c, 0 if what == S_SYSCALL else 1)
         if r == SYS_EXIT and c.io.reason == EXIT_PIO and self.ask_port():
@@ -1014,7 +1029,10 @@ class BtVcpu(Vcpu):
                 and c.poll
                 and not c.inhibit
                 and not c.exception_pending
-                and not (c.eflags & FL_IF and c.apic and cython.cast(InterruptController, c.apic).pending() >= 0)
+                and (
+                    quiet
+                    or not (c.eflags & FL_IF and c.apic and cython.cast(InterruptController, c.apic).pending() >= 0)
+                )
             ):
                 return self.resume(self.site.host)
             # SDM vol. 3, 6.8.3: MOV SS and POP SS put debug exceptions off too, STI doesn't
@@ -1089,6 +1107,24 @@ def keep_fast(c: cython.pointer(VCpu), which: cython.int) -> cython.void:
     c.fast_star[which] = c.msr_star
     memcpy(cython.address(c.fast_cs[which]), cython.address(c.seg[CS].limit), 8)
     memcpy(cython.address(c.fast_ss[which]), cython.address(c.seg[SS].limit), 8)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _leaves_interrupts(c: cython.pointer(VCpu), insn: cython.pointer(Insn), what: cython.int) -> cython.bint:
+    """Whether an instruction that the monitor runs can't make an interrupt deliverable.
+
+    One that arrives kicks the vCPU; one that waits for IF shows in irq_wait. So what is left is what writes to the
+    interrupt controller, by MSRs, CR8 or ports, and what has a shadow.
+    """
+    if c.irq_wait or c.poll == 0:
+        return False
+    if what == S_MOV_TO_CR:
+        return insn.reg != 8
+    if S_FXSAVE <= what <= S_XRSTORS or S_RDFSBASE <= what <= S_WRGSBASE:
+        return True
+    return what == S_CPUID or what == S_RDMSR or what == S_INVLPG or what == S_INVPCID or what == S_IRET
 
 
 @cython.cfunc

@@ -58,6 +58,10 @@ def prepare(m, c):
     off.eflags = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.eflags)) - base)
     off.mode = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.mode)) - base)
     off.cr4 = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cr4)) - base)
+    off.cr[0] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cr0)) - base)
+    off.cr[2] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cr2)) - base)
+    off.cr[3] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cr3)) - base)
+    off.cr[4] = off.cr4
     off.irq_wait = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.irq_wait)) - base)
     for i in range(3):
         off.tlb_key[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.tlb_key[i])) - base)
@@ -158,6 +162,10 @@ def prepare(m, c):
     e1(cython.address(e), 0x14)
     e1(cython.address(e), 0x25)
     e4(cython.address(e), off.scratch)
+    e1(cython.address(e), 0xC3)
+    align(cython.address(e), 16)
+    m.fx_read = e.p
+    fx(cython.address(e), 0)
     e1(cython.address(e), 0xC3)
     align(cython.address(e), 16)
     m.fx_restore = e.p

@@ -62,6 +62,7 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t eflags
     uint32_t mode
     uint32_t cr4
+    uint32_t cr[5]               # CR1: unused
     uint32_t table_mode[3]
     uint32_t irq_wait
     uint32_t tlb_key[3]
