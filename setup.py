@@ -31,6 +31,7 @@ COMPILED = [
     "cpu.bt.stubs",
     "cpu.bt.flags",
     "cpu.bt.address",
+    "cpu.bt.windows",
     "cpu.bt.leave",
     "cpu.bt.stack",
     "cpu.bt.inline",

@@ -10,6 +10,7 @@ cdef void guest_reg_to(Code* e, int r, int host) noexcept nogil
 cdef void offset_to_s1(Translation* t, Address* a) noexcept nogil
 cdef void address_to_s1(Translation* t, Address* a) noexcept nogil
 cdef int atomic(Insn* insn) noexcept nogil
-cdef void check_access(Translation* t, int i, Address* a, int size, int access) noexcept nogil
-cdef void load(Code* e, int size, int host) noexcept nogil
+cdef int check_access(Translation* t, int i, Address* a, int size, int access) noexcept nogil
+cdef void check_windows(Translation* t, int i) noexcept nogil
+cdef void load(Code* e, int size, int host, int disp) noexcept nogil
 cdef void write_reg(Code* e, int size, int r, int host) noexcept nogil

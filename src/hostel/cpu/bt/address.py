@@ -1,7 +1,15 @@
 """Operands: guest addresses, and the inline look-up that makes host addresses of them."""
 
 import cython
-from cython.cimports.hostel.cpu.bt.cache import SITE_ALIGNED, SITE_ATOMIC, SITE_STACK, SK_MEM, Site, add_site
+from cython.cimports.hostel.cpu.bt.cache import (
+    SITE_ALIGNED,
+    SITE_ATOMIC,
+    SITE_EARLY,
+    SITE_STACK,
+    SK_MEM,
+    Site,
+    add_site,
+)
 from cython.cimports.hostel.cpu.bt.decode import table
 from cython.cimports.hostel.cpu.bt.emit import (
     CC_A,
@@ -28,8 +36,20 @@ from cython.cimports.hostel.cpu.bt.emit import (
 from cython.cimports.hostel.cpu.bt.flags import clobber
 from cython.cimports.hostel.cpu.bt.insn import FS, GS, O_ALIGNED, P_LOCK, P_VEX, REG_NONE, REG_RIP, SS
 from cython.cimports.hostel.cpu.bt.stubs import off
-from cython.cimports.hostel.cpu.bt.translation import CHECK_LENGTH, COLD_MEM, EA_BT, EA_PLAIN, EA_XLAT, Cold
+from cython.cimports.hostel.cpu.bt.translation import (
+    CHECK_LENGTH,
+    COLD_MEM,
+    COLD_WINDOW,
+    EA_BT,
+    EA_PLAIN,
+    EA_XLAT,
+    Address,
+    Cold,
+    Translation,
+    Window,
+)
 from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, MODE_DEBUG, MODE_FLAT, TLB_SIZE
+from cython.cimports.hostel.cpu.bt.windows import find_window
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 
 
@@ -70,6 +90,7 @@ def guest_reg_to(e, r, host):
 def offset_to_s1(t, a):
     """s1 = the operand's offset in its segment, cut to the address size. Leaves the flags alone; uses s2."""
     e: cython.pointer(Code) = cython.address(t.e)
+    t.in_s1 = -1
     if a.kind == EA_XLAT:
         op_rr(e, 4, 0x1B6, S2, 0)  # movzx s2d, al
         lea(e, 8 if a.size == 8 else 4, S1, 3, S2, 0, 0)
@@ -119,11 +140,16 @@ def atomic(insn):
 
 
 def check_access(t, i, a, size, access):
-    """s1 = host address of `size` bytes at `a`, checked for the access. The guest's flags are kept; s2 is free after.
-
-    The check is always 45 bytes, so that the monitor can go on behind it (CHECK_LENGTH).
-    """
+    """s1 + the result = host address of ``size`` bytes at ``a``, checked. The flags are kept; s2 is free after."""
     e: cython.pointer(Code) = cython.address(t.e)
+    disp: cython.int = 0
+    w: cython.pointer(Window) = find_window(t, i, a, size, access, cython.address(disp))
+    if w != cython.NULL:
+        number: cython.int = cython.cast(cython.int, w - cython.address(t.windows[0]))
+        if t.in_s1 != number:
+            gs_load(e, S1, off.window + 8 * w.slot)
+            t.in_s1 = number
+        return disp
     clobber(t, t.live[i])
     address_to_s1(t, a)
     site: uint32_t = add_site(t.m, SK_MEM, t.insns[i].pc, t.block)
@@ -141,7 +167,46 @@ def check_access(t, i, a, size, access):
         gs_store_imm32(e, off.site, site)
         jmp_to(e, t.m.leave_mem)
         nops(e, CHECK_LENGTH - cython.cast(cython.int, e.p - (t.m.code + s.host)))
-        return
+        return 0
+    _look_up(t, a, site, size, access, COLD_MEM)
+    return 0
+
+
+def check_windows(t, i):
+    """The look-ups that are due before instruction i."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    k: cython.int
+    for k in range(t.n_windows):
+        w: cython.pointer(Window) = cython.address(t.windows[k])
+        if w.point != i:
+            continue
+        clobber(t, t.live[i])
+        address_to_s1(t, cython.address(w.address))
+        site: uint32_t = add_site(t.m, SK_MEM, t.insns[i].pc, t.block)
+        s: cython.pointer(Site) = cython.address(t.m.sites[site])
+        s.size = cython.cast(uint16_t, w.size)
+        s.access = cython.cast(uint8_t, w.first_access)
+        s.span = cython.cast(uint16_t, w.span)
+        s.delta = cython.cast(uint16_t, w.delta)
+        s.window_access = cython.cast(uint8_t, w.access)
+        s.extra = SITE_STACK if w.stack else 0
+        if w.first != i or table[t.insns[i].op].flags & O_ALIGNED:
+            s.extra |= SITE_EARLY
+        s.host = cython.cast(uint32_t, e.p - t.m.code)
+        _look_up(t, cython.address(w.address), site, w.span, w.access, COLD_WINDOW)
+        gs_store(e, off.window + 8 * w.slot, S1)
+        t.in_s1 = k
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _look_up(
+    t: cython.pointer(Translation), a: cython.pointer(Address), site: uint32_t, size: cython.int, access: cython.int,
+    kind: cython.int,
+) -> cython.void:  # fmt: skip
+    """s1: from a linear address to the host's. Always CHECK_LENGTH bytes, so that the monitor can go on behind it."""
+    e: cython.pointer(Code) = cython.address(t.e)
     mov_rr32(e, S2, S1)
     shift_ri(e, 4, 5, S2, 12)
     op_ri(e, 4, 4, S2, TLB_SIZE - 1)
@@ -149,19 +214,19 @@ def check_access(t, i, a, size, access):
     op_ri(e, 8, 7, S1, 4096 - size)
     c: cython.pointer(Cold) = cython.address(t.cold[t.n_cold])
     t.n_cold += 1
-    c.kind = COLD_MEM
+    c.kind = kind
     c.hole = jcc_hole(e, CC_A)
     c.address = a[0]
     c.site = site
     gs_op_index(e, 0x03, S1, S2, off.page[t.table])
 
 
-def load(e, size, host):
-    """host := zero-extended [s1] of 2, 4 or 8 bytes."""
+def load(e, size, host, disp):
+    """host := zero-extended [s1 + disp] of 2, 4 or 8 bytes."""
     if size == 2:
-        op_mem(e, 0, 4, 0x1B7, host, S1)
+        op_mem(e, 0, 4, 0x1B7, host, S1, disp)
     else:
-        op_mem(e, 0, size, 0x8B, host, S1)
+        op_mem(e, 0, size, 0x8B, host, S1, disp)
 
 
 def write_reg(e, size, r, host):

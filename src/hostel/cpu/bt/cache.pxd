@@ -39,12 +39,14 @@ cdef enum:                       # Site.kind: why translated code left
     SK_FAULT = 7                 # the host's processor refused the instruction at pc
     SK_STEP = 8                  # the one instruction is done; next is pc
     SK_STEP_S1 = 9
+    SK_PLAIN = 10                # a window at pc that crosses a page: on without windows; host = the rel32 that led here
 
 cdef enum:                       # Site.extra of SK_MEM
     SITE_ATOMIC = 1              # the access is locked
     SITE_STRING = 2              # what follows may write up to the page's end
     SITE_ALIGNED = 4             # #GP when the address isn't a multiple of the size, before anything else
     SITE_STACK = 8               # relative to SS: #SS, where others get #GP
+    SITE_EARLY = 16              # a window's check before the instruction that needs it: no reason for an exception
 
 cdef struct Site:
     uint64_t pc
@@ -54,6 +56,9 @@ cdef struct Site:
     uint16_t size                # SK_MEM: bytes of the access
     uint8_t kind
     uint8_t access               # SK_MEM: ACCESS_*; SK_LINK: 1 = flags in memory form there
+    uint16_t span                # SK_MEM of a window: its bytes, else 0
+    uint16_t delta               # from its start (s1) to the access
+    uint8_t window_access
 
 cdef struct Fault:               # host instructions that may fault, in order of address
     uint32_t host

@@ -107,6 +107,7 @@ def add_site(m, kind, pc, block):
     s.extra = 0
     s.size = 0
     s.access = 0
+    s.span = 0
     m.n_sites += 1
     return m.n_sites - 1
 

@@ -102,8 +102,21 @@ def shift_ri(e, w, digit, rm, count):
     e1(e, count)
 
 
-def op_mem(e, prefix, w, opcode, reg, base):
-    """op reg, [base]; base is not rsp, rbp, r12 or r13. w: 1, 2, 4, 8 bytes (1 only with a REX-safe reg)."""
+def memory_field(e, reg, base, disp):
+    """The ModRM byte of [base + disp], and the displacement; base is not rsp, rbp, r12 or r13."""
+    modrm: cython.int = (reg & 7) << 3 | (base & 7)
+    if disp == 0:
+        e1(e, modrm)
+    elif -128 <= disp <= 127:
+        e1(e, 0x40 | modrm)
+        e1(e, disp & 0xFF)
+    else:
+        e1(e, 0x80 | modrm)
+        e4(e, cython.cast(uint32_t, disp))
+
+
+def op_mem(e, prefix, w, opcode, reg, base, disp):
+    """op reg, [base + disp]; base as in memory_field. w: 1, 2, 4, 8 bytes (1 only with a REX-safe reg)."""
     if prefix:
         e1(e, prefix)
     if w == 2:
@@ -114,7 +127,7 @@ def op_mem(e, prefix, w, opcode, reg, base):
     if opcode > 0xFF:
         e1(e, 0x0F)
     e1(e, opcode & 0xFF)
-    e1(e, (reg & 7) << 3 | (base & 7))
+    memory_field(e, reg, base, disp)
 
 
 def mov_rr(e, dst, src):
@@ -233,13 +246,12 @@ def nops(e, count):
         e1(e, 0x90)
 
 
-def native(e, insn, info, reg, rm, vvvv, memory):
+def native(e, insn, info, reg, rm, vvvv, memory, disp):
     """The guest's own instruction with its register fields replaced.
 
-    ``reg``, ``rm``, ``vvvv``: host register numbers for the fields that exist. ``memory``: the operand is [rm],
+    ``reg``, ``rm``, ``vvvv``: host register numbers for the fields that exist. ``memory``: the operand is [rm + disp],
     where rm is a base register other than rsp, rbp, r12, r13.
     """
-    modrm: cython.int = (reg & 7) << 3 | (rm & 7) | (0 if memory else 0xC0)
     if insn.prefixes & P_VEX:
         e1(e, 0xC4)
         e1(e, (0 if reg & 8 else 0x80) | 0x40 | (0 if rm & 8 else 0x20) | insn.opmap)
@@ -269,7 +281,10 @@ def native(e, insn, info, reg, rm, vvvv, memory):
     if insn.has_modrm:
         # 82 is 80's alias in 32-bit code and undefined in ours
         e1(e, 0x80 if insn.opcode == 0x82 and insn.opmap == 0 and not insn.prefixes & P_VEX else insn.opcode)
-        e1(e, modrm)
+        if memory:
+            memory_field(e, reg, rm, disp)
+        else:
+            e1(e, 0xC0 | (reg & 7) << 3 | (rm & 7))
     elif info.flags & O_OPREG:
         e1(e, (insn.opcode & 0xF8) | (rm & 7))
     else:

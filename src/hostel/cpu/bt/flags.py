@@ -14,14 +14,14 @@ from cython.cimports.hostel.cpu.bt.insn import (
     K_LOOP,
     K_NATIVE,
     K_NOP,
+    K_POP,
+    K_PUSH,
     K_PUSHPOPF,
     K_SHORT32,
     K_STICLI,
     K_STRING,
     K_SYSTEM,
     K_UD,
-    M_ADDR,
-    M_NONE,
     O_BYTEOP,
     O_FLAGS_COUNT,
     P_REP,
@@ -35,6 +35,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
 from cython.cimports.hostel.cpu.bt.stubs import off
 from cython.cimports.hostel.cpu.bt.translation import FLAGS_HOST, FLAGS_MEM
 from cython.cimports.hostel.cpu.bt.vcpu import MODE_DF, MODE_RING12, MODE_USER
+from cython.cimports.hostel.cpu.bt.windows import checked_at, covered
 from cython.cimports.libc.stdint import uint16_t
 
 
@@ -157,10 +158,12 @@ def clobbers_first(t):
         insn: cython.pointer(Insn) = cython.address(t.insns[i])
         info: cython.pointer(OpInfo) = cython.address(table[insn.op])
         k: cython.int = info.kind
-        if k == K_LEA or k == K_NOP:
+        if checked_at(t, i):
+            return t.live[i] != 0
+        if k == K_LEA or k == K_NOP or ((k == K_PUSH or k == K_POP) and covered(t, i)):
             continue
         if k == K_NATIVE:
-            if insn.has_modrm and insn.mod != 3 and info.mem != M_NONE and info.mem != M_ADDR:
+            if not covered(t, i):
                 return t.live[i] != 0
             if info.flags_read or info.flags_mod:
                 return False

@@ -4,15 +4,18 @@ import cython
 from cython.cimports.hostel.cpu.bt.address import address_to_s1
 from cython.cimports.hostel.cpu.bt.cache import (
     SK_LINK,
+    SK_PLAIN,
     SK_POLL,
     SK_POLL_S1,
     SK_STEP,
     SK_STEP_S1,
     SK_SYS,
+    Site,
     add_fault,
     add_site,
 )
 from cython.cimports.hostel.cpu.bt.emit import (
+    CC_NE,
     S1,
     S2,
     Code,
@@ -26,6 +29,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     jcc_hole,
     jmp_hole,
     jmp_to,
+    lea,
     lea_rip,
     mov_ri,
     mov_rr32,
@@ -35,7 +39,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     shift_ri,
 )
 from cython.cimports.hostel.cpu.bt.flags import clobber
-from cython.cimports.hostel.cpu.bt.insn import F_ALL
+from cython.cimports.hostel.cpu.bt.insn import F_ALL, REG_NONE
 from cython.cimports.hostel.cpu.bt.mmu import jump_hash
 from cython.cimports.hostel.cpu.bt.stubs import off
 from cython.cimports.hostel.cpu.bt.translation import (
@@ -44,9 +48,11 @@ from cython.cimports.hostel.cpu.bt.translation import (
     COLD_EXIT,
     COLD_MEM,
     COLD_SITE,
+    COLD_WINDOW,
     FLAGS_HOST,
     FLAGS_MEM,
     Cold,
+    Translation,
 )
 from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, JUMP_BITS, JUMP_SIZE
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t
@@ -61,9 +67,11 @@ def leave(t, site):
 def poll(t, kind, pc, reg):
     """Read through VCpu.poll (docs above); no flags change."""
     e: cython.pointer(Code) = cython.address(t.e)
+    if reg == S1:
+        t.in_s1 = -1
     gs_load(e, reg, off.poll)
     add_fault(t.m, e.p, add_site(t.m, kind, pc, t.block), t.flags == FLAGS_HOST)
-    op_mem(e, 0, 8, 0x8B, reg, reg)
+    op_mem(e, 0, 8, 0x8B, reg, reg, 0)
 
 
 def cut(t, pc, opsize):
@@ -148,8 +156,26 @@ def monitor_site(t, i):
     return site
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def look_up(t: cython.pointer(Translation), site: uint32_t) -> cython.void:
+    """Look the address in s1 up in the second TLB, else leave."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    s: cython.pointer(Site) = cython.address(t.m.sites[site])
+    access: cython.int = s.window_access if s.span else s.access
+    gs_store_imm32(e, off.site, site)
+    if t.single:
+        jmp_to(e, t.m.leave_mem)
+    else:
+        lea_rip(e, S2, t.m.code + s.host + CHECK_LENGTH)
+        gs_store(e, off.resume, S2)
+        jmp_to(e, t.m.second_tlb[2 * t.table + (access != ACCESS_READ)])
+
+
 def cold_code(t):
     e: cython.pointer(Code) = cython.address(t.e)
+    hole: cython.pointer(uint8_t)
     i: cython.int = 0
     site: uint32_t
     while i < t.n_cold:
@@ -158,13 +184,20 @@ def cold_code(t):
         if c.kind == COLD_MEM:
             t.flags = FLAGS_MEM
             address_to_s1(t, cython.address(c.address))
-            gs_store_imm32(e, off.site, c.site)
-            if t.single:
-                jmp_to(e, t.m.leave_mem)
-            else:
-                lea_rip(e, S2, t.m.code + t.m.sites[c.site].host + CHECK_LENGTH)
-                gs_store(e, off.resume, S2)
-                jmp_to(e, t.m.second_tlb[2 * t.table + (t.m.sites[c.site].access != ACCESS_READ)])
+            look_up(t, c.site)
+        elif c.kind == COLD_WINDOW:
+            t.flags = FLAGS_MEM
+            address_to_s1(t, cython.address(c.address))
+            # across a page's end? The second TLB's look-up counts on no more than 64 bytes
+            lea(e, 8, S2, S1, REG_NONE, 0, t.m.sites[c.site].span - 1)
+            op_rr(e, 4, 0x31, S1, S2)
+            op_ri(e, 4, 4, S2, 4096)
+            site = add_site(t.m, SK_PLAIN, t.m.sites[c.site].pc, t.block)
+            hole = jcc_hole(e, CC_NE)
+            t.m.sites[site].host = cython.cast(uint32_t, hole - t.m.code)
+            look_up(t, c.site)
+            fill_hole(hole, e.p)
+            leave(t, site)
         elif c.kind == COLD_SITE:
             t.flags = FLAGS_MEM
             leave(t, c.site)

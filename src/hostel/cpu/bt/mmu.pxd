@@ -1,5 +1,5 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from hostel.cpu.bt.vcpu cimport JUMP_BITS, JUMP_SIZE, VCpu
+from hostel.cpu.bt.vcpu cimport JUMP_BITS, JUMP_SIZE, TLB_SIZE, VCpu
 from hostel.memory.ram cimport Slot
 
 # Every function that returns int here: 0 = done, -1 = an exception is pending in c (exception_pending, exc_*).
@@ -21,6 +21,10 @@ cdef int walk(VCpu* c, uint64_t va, int access, int table, uint64_t* gpa, int* s
 # Translate for data access; fills the TLB where the page is RAM. Returns 0 with *host set to the byte's host
 # address (NULL: MMIO, or no memory there, or a write to ROM, or a write to a page that holds translated code; then *gpa tells).
 cdef int lookup(VCpu* c, uint64_t va, int access, int table, uint8_t** host, uint64_t* gpa) noexcept nogil
+
+# Whether the first TLB lets the page at va be written.
+cdef inline bint is_writable(VCpu* c, uint64_t va, int table) noexcept nogil:
+    return c.tag_w[table][(va >> 12) & (TLB_SIZE - 1)] == va & ~<uint64_t>0xFFF
 
 # Translate for instruction fetch through the ITLB.
 cdef int lookup_exec(VCpu* c, uint64_t va, uint64_t* gpa) noexcept nogil

@@ -74,6 +74,7 @@ cdef class BtVcpu(Vcpu):
     cdef Insn insn
     cdef uint32_t generation     # of the cache, when host_pc was found
     cdef bint was_single         # what translated code runs is a block of one instruction
+    cdef bint plain              # the next block is to be one without windows
     cdef bint held               # the world is stopped for a split atomic access
     cdef bint one_step           # return after a single instruction
     cdef public bint catch_exceptions   # run() returns EXIT_KICK instead of delivering an exception
@@ -92,6 +93,8 @@ cdef class BtVcpu(Vcpu):
     cdef int follow(self) noexcept nogil
     cdef int handle(self) noexcept nogil
     cdef int memory_access(self) noexcept nogil
+    cdef int window_access(self) noexcept nogil
+    cdef int plainly(self) noexcept nogil
     cdef int staged(self) noexcept nogil
     cdef bint breakpoint(self, uint64_t linear) noexcept nogil
     cdef void watch(self, uint64_t va, uint64_t size, int access) noexcept nogil

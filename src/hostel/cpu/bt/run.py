@@ -22,11 +22,13 @@ from cython.cimports.hostel.cpu.bt.cache import (
     MODE_SINGLE,
     SITE_ALIGNED,
     SITE_ATOMIC,
+    SITE_EARLY,
     SITE_STACK,
     SITE_STRING,
     SK_LINK,
     SK_MEM,
     SK_MISS,
+    SK_PLAIN,
     SK_POLL,
     SK_POLL_S1,
     SK_RAISE,
@@ -85,6 +87,7 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     find_slot,
     flush_jumps,
     flush_tlb,
+    is_writable,
     jump_cache_insert,
     lookup,
     lookup_exec,
@@ -121,6 +124,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_CODE32,
     MODE_CODE64,
     MODE_DEBUG,
+    MODE_PLAIN,
     MODE_TF,
     MODE_USER,
     X_AC,
@@ -459,7 +463,7 @@ class BtVcpu(Vcpu):
         """Counters since power-on."""
         c: cython.pointer(VCpu) = self.c
         exits = {}
-        names = "miss link memory monitor raise poll poll_indirect fault step step_indirect".split()
+        names = "miss link memory monitor raise poll poll_indirect fault step step_indirect plain".split()
         for i, name in enumerate(names):
             exits[name] = c.n_exits[i]
         exceptions = {str(i): c.n_exception[i] for i in range(32) if c.n_exception[i]}
@@ -694,7 +698,9 @@ class BtVcpu(Vcpu):
         mode: uint32_t = c.mode
         tlb: cython.int
         single: cython.bint = self.single
+        plain: cython.bint = self.plain
         self.single = False
+        self.plain = False
         self.was_single = single
         c.n_lookups += 1
         if self.generation != m.generation:
@@ -713,6 +719,8 @@ class BtVcpu(Vcpu):
             c.n_twin += 1
             c.mmio_next = 0
             c.stage_size = 0
+        elif plain:
+            mode |= MODE_PLAIN
         n = find(m, gpa, c.rip, mode)
         if n:
             b = cython.address(m.blocks[n])
@@ -736,7 +744,7 @@ class BtVcpu(Vcpu):
             if n == 0:
                 return GO_LOOKUP
         b = cython.address(m.blocks[n])
-        if not mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG):
+        if not mode & (MODE_SINGLE | MODE_PLAIN | MODE_TF | MODE_DEBUG):
             tlb = current_table(c)
             if c.table_mode[tlb] != mode or (not mode & MODE_CODE64 and c.table_base != c.seg[CS].base):
                 # pads of other modes and segments must not be reachable from here
@@ -803,6 +811,8 @@ class BtVcpu(Vcpu):
             return self.find_block()
         if kind == SK_LINK:
             return self.follow()
+        if kind == SK_PLAIN:
+            return self.plainly()
         if kind == SK_SYS:
             if table[self.insn.op].kind == K_STRING:
                 return self.string()
@@ -849,6 +859,8 @@ class BtVcpu(Vcpu):
         devices: cython.bint = False
         c.rip = s.pc
         c.access_seg = SS if s.extra & SITE_STACK else DS
+        if s.span:
+            return self.window_access()
         if s.extra & SITE_ALIGNED and va & (s.size - 1):
             raise_error(c, X_GP, 0)
             return self.refuse()
@@ -884,6 +896,48 @@ class BtVcpu(Vcpu):
                 self.held = True
             return self.alone()
         return self.staged()
+
+    def window_access(self):
+        """A window that isn't all there: make it so, or go on without windows (windows.py)."""
+        c: cython.pointer(VCpu) = self.c
+        s: cython.pointer(Site) = cython.address(self.site)
+        start: uint64_t = c.target
+        va: uint64_t = start + s.delta
+        host: cython.pointer(uint8_t) = cython.NULL
+        gpa: uint64_t = 0
+        tlb: cython.int = current_table(c)
+        if (va & 0xFFF) + s.size <= 0x1000:
+            access: cython.int = ACCESS_READ if s.extra & SITE_EARLY else s.access
+            if lookup(c, va, access, tlb, cython.address(host), cython.address(gpa)):
+                if not s.extra & SITE_EARLY:
+                    return self.refuse()
+                c.exception_pending = 0
+            elif (
+                host != cython.NULL
+                and (start & 0xFFF) + s.span <= 0x1000
+                and (s.window_access == ACCESS_READ or is_writable(c, start, tlb))
+            ):
+                c.host_pc = cython.cast(uint64_t, self.m.code + s.host)
+                return GO_RESUME
+        _flags_in(c)
+        return self.plainly()
+
+    def plainly(self):
+        """Go on at c.rip in a block without windows."""
+        c: cython.pointer(VCpu) = self.c
+        m: cython.pointer(Cache) = self.m
+        generation: uint32_t = self.generation
+        n: uint32_t
+        self.plain = True
+        go: cython.int = self.find_block()
+        if go == GO_RESUME and self.site.kind == SK_PLAIN:
+            pthread_mutex_lock(cython.address(m.lock))
+            if m.generation == generation:
+                n = find(m, self.block.gpa - self.block.pc + self.site.pc, self.site.pc, c.mode | MODE_PLAIN)
+                if n and m.blocks[n].gpa2 == 1:
+                    fill_hole(m.code + self.site.host, m.code + m.blocks[n].entry_mem)
+            pthread_mutex_unlock(cython.address(m.lock))
+        return go
 
     def staged(self):
         """Gather the operand in c.stage and go on with that in its place."""
@@ -1025,7 +1079,7 @@ class BtVcpu(Vcpu):
             if (
                 self.site.host
                 and c.rip == next_pc
-                and c.mode == self.block.mode & ~MODE_SINGLE
+                and c.mode == self.block.mode & ~(MODE_SINGLE | MODE_PLAIN)
                 and c.poll
                 and not c.inhibit
                 and not c.exception_pending

@@ -30,10 +30,10 @@ def push_value(t, i, size, source, imm):
     e: cython.pointer(Code) = cython.address(t.e)
     a: Address
     stack_address(t, -size, cython.address(a))
-    check_access(t, i, cython.address(a), size, ACCESS_WRITE)
+    disp: cython.int = check_access(t, i, cython.address(a), size, ACCESS_WRITE)
     if source < 0:
         if size != 8 or fits32(imm):
-            op_mem(e, 0, size, 0xC7, 0, S1)
+            op_mem(e, 0, size, 0xC7, 0, S1, disp)
             if size == 2:
                 e1(e, cython.cast(cython.int, imm & 0xFF))
                 e1(e, cython.cast(cython.int, imm >> 8 & 0xFF))
@@ -41,12 +41,12 @@ def push_value(t, i, size, source, imm):
                 e4(e, cython.cast(uint32_t, imm))
         else:
             mov_ri(e, S2, imm)
-            op_mem(e, 0, size, 0x89, S2, S1)
+            op_mem(e, 0, size, 0x89, S2, S1, disp)
     else:
         if source >= 14:
             gs_load(e, S2, off.r[source])
             source = S2
-        op_mem(e, 0, size, 0x89, source, S1)
+        op_mem(e, 0, size, 0x89, source, S1, disp)
     lea(e, t.stack_size, 4, 4, REG_NONE, 0, -size)
 
 
@@ -58,15 +58,16 @@ def gen_push(t, i):
     insn: cython.pointer(Insn) = cython.address(t.insns[i])
     e: cython.pointer(Code) = cython.address(t.e)
     a: Address
+    disp: cython.int
     if insn.has_modrm and insn.mod != 3:
         operand_address(t, insn, cython.address(a))
-        check_access(t, i, cython.address(a), insn.opsize, ACCESS_READ)
-        load(e, insn.opsize, S2)
+        disp = check_access(t, i, cython.address(a), insn.opsize, ACCESS_READ)
+        load(e, insn.opsize, S2, disp)
         gs_store(e, off.scratch + 16, S2)
         stack_address(t, -cython.cast(int64_t, insn.opsize), cython.address(a))
-        check_access(t, i, cython.address(a), insn.opsize, ACCESS_WRITE)
+        disp = check_access(t, i, cython.address(a), insn.opsize, ACCESS_WRITE)
         gs_load(e, S2, off.scratch + 16)
-        op_mem(e, 0, insn.opsize, 0x89, S2, S1)
+        op_mem(e, 0, insn.opsize, 0x89, S2, S1, disp)
         lea(e, t.stack_size, 4, 4, REG_NONE, 0, -cython.cast(int64_t, insn.opsize))
     elif insn.imm_size:
         push_value(t, i, insn.opsize, -1, insn.imm)
@@ -80,30 +81,31 @@ def gen_pop(t, i):
     size: cython.int = insn.opsize
     a: Address
     stack_address(t, 0, cython.address(a))
-    check_access(t, i, cython.address(a), size, ACCESS_READ)
+    disp: cython.int = check_access(t, i, cython.address(a), size, ACCESS_READ)
     if insn.has_modrm and insn.mod != 3:
-        load(e, size, S2)
+        load(e, size, S2, disp)
         gs_store(e, off.scratch + 16, S2)
         operand_address(t, insn, cython.address(a))
         if a.base == 4:  # the address is computed after rsp moved (SDM, POP)
             a.disp += size
-        check_access(t, i, cython.address(a), size, ACCESS_WRITE)
+        disp = check_access(t, i, cython.address(a), size, ACCESS_WRITE)
         gs_load(e, S2, off.scratch + 16)
-        op_mem(e, 0, size, 0x89, S2, S1)
+        op_mem(e, 0, size, 0x89, S2, S1, disp)
         lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
         return
     if insn.rm == 4:
         lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
-        op_mem(e, 0, size, 0x8B, 4, S1)
+        op_mem(e, 0, size, 0x8B, 4, S1, disp)
     elif insn.rm >= 14:
-        op_mem(e, 0, size, 0x8B, S1, S1)
+        op_mem(e, 0, size, 0x8B, S1, S1, disp)
+        t.in_s1 = -1
         if size == 2:
             gs_op(e, 2, 0x89, S1, off.r[insn.rm])
         else:
             gs_store(e, off.r[insn.rm], S1)
         lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
     else:
-        op_mem(e, 0, size, 0x8B, insn.rm, S1)
+        op_mem(e, 0, size, 0x8B, insn.rm, S1, disp)
         lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
 
 
@@ -114,8 +116,8 @@ def gen_indirect(t, i, call):
     a: Address
     if insn.mod != 3:
         operand_address(t, insn, cython.address(a))
-        check_access(t, i, cython.address(a), size, ACCESS_READ)
-        load(e, size, S1)
+        load(e, size, S1, check_access(t, i, cython.address(a), size, ACCESS_READ))
+        t.in_s1 = -1
     elif size == 8:
         guest_reg_to(e, insn.rm, S1)
     else:
@@ -125,6 +127,7 @@ def gen_indirect(t, i, call):
         else:
             op_rr(e, 4, 0x1B7, S1, S1)
     if call:
+        t.in_s1 = -1
         gs_store(e, off.scratch + 16, S1)
         push_value(t, i, size, -1, cut(t, insn.pc + insn.length, size))
         gs_load(e, S1, off.scratch + 16)
@@ -137,7 +140,6 @@ def gen_ret(t, i):
     size: cython.int = insn.opsize
     a: Address
     stack_address(t, 0, cython.address(a))
-    check_access(t, i, cython.address(a), size, ACCESS_READ)
-    load(e, size, S1)
+    load(e, size, S1, check_access(t, i, cython.address(a), size, ACCESS_READ))
     lea(e, t.stack_size, 4, 4, REG_NONE, 0, size + cython.cast(int64_t, insn.imm if insn.imm_size else 0))
     exit_s1(t)

@@ -53,6 +53,7 @@ def prepare(m, c):
     off.host_rsp = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.host_rsp)) - base)
     off.ymm = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.ymm[0])) - base)
     off.fx = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.fx[0])) - base)
+    off.window = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.window[0])) - base)
     off.tsc_offset = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.tsc_offset)) - base)
     off.tsc_aux = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_tsc_aux)) - base)
     off.eflags = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.eflags)) - base)

@@ -24,6 +24,7 @@ the read faults. The site that belongs to the faulting host instruction tells wh
 import cython
 from cython.cimports.hostel.cpu.bt.address import (
     check_access,
+    check_windows,
     guest_reg,
     guest_reg_to,
     offset_to_s1,
@@ -180,6 +181,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     X_NM,
     X_UD,
 )
+from cython.cimports.hostel.cpu.bt.windows import plan
 from cython.cimports.hostel.memory.ram import Slot
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
@@ -255,6 +257,7 @@ def gen_native(t, i):
             in14 = in14 or vvvv == 14
             in15 = in15 or vvvv == 15
         if in14:
+            t.in_s1 = -1
             gs_load(e, 14, off.r[14])
         if in15:
             gs_load(e, 15, off.r[15])
@@ -263,7 +266,7 @@ def gen_native(t, i):
         upper: cython.bint = not t.code64 and insn.prefixes & P_VEX and insn.opmap == 1 and insn.opcode == 0x77
         if upper:  # VZEROUPPER, VZEROALL leave ymm8 to 15 alone
             vectors(e, True, 8)
-        native(e, insn, info, reg, rm, vvvv, False)
+        native(e, insn, info, reg, rm, vvvv, False, 0)
         if upper:
             vectors(e, False, 8)
         after_op(t, i)
@@ -274,13 +277,13 @@ def gen_native(t, i):
         return
     operand_address(t, insn, cython.address(a))
     access: cython.int = ACCESS_READ if info.mem == M_READ else ACCESS_WRITE if info.mem == M_WRITE else ACCESS_RW
-    check_access(t, i, cython.address(a), memory_size(insn, info), access)
+    disp: cython.int = check_access(t, i, cython.address(a), memory_size(insn, info), access)
     before_op(t, i)
     if info.reg_use & U_BYTE and not insn.prefixes & (P_REX | P_VEX) and 4 <= reg <= 7:
         # ah..bh can't be named beside s1: lend rdi
         gs_store(e, off.scratch + 8, 7)
         mov_rr(e, 7, S1)
-        native(e, insn, info, reg, 7, 0, True)
+        native(e, insn, info, reg, 7, 0, True, disp)
         gs_load(e, 7, off.scratch + 8)
         after_op(t, i)
         return
@@ -304,7 +307,7 @@ def gen_native(t, i):
             gs_load(e, S2, off.r[vvvv])
     if may_fault(insn, info):
         note_fault(t, insn, info)
-    native(e, insn, info, hreg, S1, hv, True)
+    native(e, insn, info, hreg, S1, hv, True, disp)
     after_op(t, i)
     if info.reg_use & U_W and reg >= 14:
         gs_store(e, off.r[reg], hreg)
@@ -319,6 +322,8 @@ def gen_lea(t, insn):
     a: Address
     operand_address(t, insn, cython.address(a))
     if insn.reg < 14 and a.size >= 4 and insn.opsize <= a.size and a.base != REG_RIP and a.base < 16:
+        if a.base == 14 or a.index == 14:
+            t.in_s1 = -1
         guest_reg(e, a.base)
         if a.index < 16:
             guest_reg(e, a.index)
@@ -392,7 +397,7 @@ def gen_bt(t, i):
     guest_reg_to(e, insn.reg, S2)
     op_ri(e, 4, 4, S2, 8 * insn.opsize - 1)
     before_op(t, i)
-    native(e, insn, info, S2, S1, 0, True)
+    native(e, insn, info, S2, S1, 0, True, 0)
     after_op(t, i)
 
 
@@ -440,6 +445,7 @@ def generate(t, i):
     next_pc: uint64_t = insn.pc + insn.length
     target: uint64_t
     size: cython.int
+    disp: cython.int
     a: Address
     if vector >= 0:
         gen_raise(t, i, vector)
@@ -486,9 +492,9 @@ def generate(t, i):
         size = insn.opsize
         stack_address(t, 0, cython.address(a))
         a.base = 5
-        check_access(t, i, cython.address(a), size, ACCESS_READ)
+        disp = check_access(t, i, cython.address(a), size, ACCESS_READ)
         lea(e, t.stack_size, 4, 5, REG_NONE, 0, size)
-        op_mem(e, 0, size, 0x8B, 5, S1)
+        op_mem(e, 0, size, 0x8B, 5, S1, disp)
     elif kind == K_XLAT:
         operand_address(t, insn, cython.address(a))
         a.kind = EA_XLAT
@@ -501,8 +507,8 @@ def generate(t, i):
         a.base = REG_NONE
         a.index = REG_NONE
         size = insn.opsize if insn.opcode & 1 else 1
-        check_access(t, i, cython.address(a), size, ACCESS_WRITE if insn.opcode & 2 else ACCESS_READ)
-        op_mem(e, 0, size, (0x88 if insn.opcode & 2 else 0x8A) | (insn.opcode & 1), 0, S1)
+        disp = check_access(t, i, cython.address(a), size, ACCESS_WRITE if insn.opcode & 2 else ACCESS_READ)
+        op_mem(e, 0, size, (0x88 if insn.opcode & 2 else 0x8A) | (insn.opcode & 1), 0, S1, disp)
     elif kind == K_SHORT32:
         before_op(t, i)
         op_rr(e, insn.opsize, 0xFF, insn.opcode >> 3 & 1, insn.rm)
@@ -525,6 +531,8 @@ def generate(t, i):
         gen_string(t, i)
     elif not gen_kernel(t, i):
         gen_monitor(t, i)
+    if not (kind == K_NATIVE or kind == K_LEA or kind == K_PUSH or kind == K_POP or kind == K_JCC or kind == K_NOP):
+        t.in_s1 = -1
 
 
 def ends_block(info):
@@ -643,6 +651,7 @@ def translate(m, c, gpa, mode):
         if ends_flow(insn) or at >= 4096 or gpa2 != 1 or (code == 2 and pc > 0xFFFF):
             break
     liveness(t)
+    plan(t)
 
     t.block = m.n_blocks
     m.n_blocks += 1
@@ -692,6 +701,7 @@ def translate(m, c, gpa, mode):
         t.flags = FLAGS_HOST
     i: cython.int = 0
     while i < t.n and not t.done:
+        check_windows(t, i)
         generate(t, i)
         i += 1
     if not t.done:

@@ -13,6 +13,11 @@ cdef enum:
     EA_BT = 1                    # a bit number in a register moves the address
     EA_XLAT = 2
 
+cdef enum:
+    MAX_WINDOWS = 24             # checked ranges a block
+    WINDOW_SLOTS = 8             # of which so many are in use at a time: VCpu.window
+    WINDOW_SPAN = 512            # bytes that a window covers at most
+
 # How to compute a linear address.
 cdef struct Address:
     int64_t disp
@@ -26,7 +31,37 @@ cdef struct Address:
     uint8_t bit_reg
     uint8_t opsize
 
+# What a register holds, for windows: a value that the block found or computed, plus a constant.
+cdef struct Value:
+    uint32_t number              # 0: none (no register)
+    int64_t offset
+
+# The linear address of an operand: the sum of two values and a constant. Equal but for the offset: a known distance apart.
+cdef struct Place:
+    uint32_t base
+    uint32_t index
+    uint8_t scale
+    uint8_t seg                  # FS, GS, or 0 for a segment whose base is 0
+    uint16_t epoch               # counts instructions that may change anything
+    int64_t offset
+
+# A range of memory that is checked once and then accessed by several instructions, see windows.py
+cdef struct Window:
+    Place place                  # of its first byte
+    Address address              # the same, as registers give it before instruction `point`
+    int point                    # checked before that instruction
+    int first                    # first and last instruction that use it
+    int last
+    int slot                     # number in VCpu.window, where its host address is kept
+    int span                     # bytes
+    int access
+    int delta                    # the first access: from the window's start, its bytes, its kind
+    int size
+    int first_access
+    bint stack
+
 cdef enum:
+    COLD_WINDOW = 5              # a window's check that failed
     COLD_MEM = 1                 # an access that missed
     COLD_EXIT = 2                # a direct jump that isn't linked
     COLD_SITE = 4                # anything that leaves at `site`
@@ -53,6 +88,7 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t ymm
     uint32_t fx
     uint32_t seg_base[6]
+    uint32_t window
     uint32_t tag_r[3]
     uint32_t tag_w[3]
     uint32_t page[3]
@@ -100,6 +136,12 @@ cdef struct Translation:         # one block in the making
     Insn insns[MAX_INSNS]
     uint16_t live[MAX_INSNS + 1] # flags live before each instruction
     bint next_crosses            # what follows the last instruction crosses into the next page
+    Value values[MAX_INSNS + 1][16]  # what the registers hold before each instruction
+    uint16_t epochs[MAX_INSNS + 1]
+    uint32_t n_values
+    Window windows[MAX_WINDOWS]
+    int n_windows
+    int in_s1                    # the window whose host address is in s1, or -1
     Cold cold[160]
     int n_cold
     bint done                    # control does not flow past the last instruction

@@ -80,6 +80,7 @@ cdef enum:
     MODE_TSD = 4096           # CR4.TSD and CPL 3: rdtsc raises #GP
     MODE_PE = 8192            # CR0.PE
     MODE_DEBUG = 0x20000      # DR7 enables a breakpoint: one instruction a block, and every access is looked at
+    MODE_PLAIN = 0x40000      # translated without windows: where one has failed
     MODE_RING12 = 0x10000     # CPL 1 or 2: neither a kernel's nor a program's fast paths
 
 cdef struct Segment:
@@ -109,6 +110,7 @@ cdef struct VCpu:
     uint64_t poll_word                  # what poll points to
     uint64_t flags_saved                # translated code: lahf/seto form, ax
     uint64_t scratch[8]                 # translated code: spilled registers
+    uint64_t window[8]                  # translated code: host addresses of ranges that a block has checked
     uint64_t host_rsp
     uint64_t site                       # translated code: what asked to leave
     uint64_t target                     # translated code: s1 at the exit (jump target, address ...)

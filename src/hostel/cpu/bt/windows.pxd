@@ -1,0 +1,11 @@
+from libc.stdint cimport uint32_t
+from hostel.cpu.bt.translation cimport Address, Translation, Window
+
+# Values, epochs and windows of the block's instructions, which are decoded, with liveness known.
+cdef void plan(Translation* t) noexcept nogil
+# The window that holds the access of instruction i at `a`, or NULL; *disp: from the window's start.
+cdef Window* find_window(Translation* t, int i, Address* a, int size, int access, int* disp) noexcept nogil
+# Whether no access of instruction i needs a check of its own.
+cdef bint covered(Translation* t, int i) noexcept nogil
+# Whether a window is checked before instruction i.
+cdef bint checked_at(Translation* t, int i) noexcept nogil
