@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     except Missing as e:
         print(f"bench: {e}", file=sys.stderr)
         return 2
-    except BenchError as e:
+    except (BenchError, HostelError) as e:
         print(f"bench: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """What all peers run: one kernel, one initramfs, one command line, one busybox."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Guest:
     memory_mib: int = 512
     cpus: int = 1
     programs: Path | None = None  # a folder of the host's whose files the guest has in /bench
+    root: Path | None = None      # a folder of the host's with what the initramfs holds, to be the host's root for it
 
     def __str__(self) -> str:
         return f"Linux {self.kernel_version}, {self.memory_mib} MiB, {self.cpus} vCPU{'s' if self.cpus > 1 else ''}"
@@ -43,17 +45,25 @@ def micro() -> Guest:
 
 
 def find_file(archive: bytes, wanted: str) -> bytes:
-    """One file of an uncompressed cpio archive ("newc": kernel, early-userspace/buffer-format)."""
+    """One file of an uncompressed cpio archive."""
+    for path, _, data in entries(archive):
+        if path == wanted:
+            return data
+    raise BenchError(f"the initramfs is no plain cpio archive with {wanted} in it")
+
+
+def entries(archive: bytes) -> Iterator[tuple[str, int, bytes]]:
+    """Path, mode and data of all that is in a cpio archive ("newc": kernel, early-userspace/buffer-format)."""
     at = 0
     while archive[at : at + 6] == b"070701":
         fields = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
-        size, name_size = fields[6], fields[11]
-        name = archive[at + 110 : at + 110 + name_size - 1].decode(errors="replace")
+        mode, size, name_size = fields[1], fields[6], fields[11]
+        name = archive[at + 110 : at + 110 + name_size - 1].decode(errors="surrogateescape")
         data = _aligned(at + 110 + name_size)
-        if name == wanted:
-            return archive[data : data + size]
+        if name == "TRAILER!!!":
+            return
+        yield name, mode, archive[data : data + size]
         at = _aligned(data + size)
-    raise BenchError(f"the initramfs is no plain cpio archive with {wanted} in it")
 
 
 def _aligned(offset: int) -> int:

@@ -70,7 +70,7 @@ class Peer:
     def preparation(self) -> str:
         """The first line that its shell is given: it goes where files may be made, sets BUSYBOX and PROGRAMS.
         PINNED stands before what may use all processors of a guest, and no more on the host."""
-        return "BUSYBOX=/bin/busybox PROGRAMS=/bench PINNED=; cd /tmp"
+        return "export BUSYBOX=/bin/busybox PROGRAMS=/bench PINNED=; cd /tmp"
 
     def entry(self, first_message: float) -> float:
         """When the kernel was entered: milliseconds before its first message, which is as much as one can see of it."""

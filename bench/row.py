@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bench.errors import BenchError
 from bench.guest import Guest, micro
-from bench.peer import Peer
+from bench.peer import Peer, Worked
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,13 @@ def each(measure: Callable[[Peer, Context], Sample]) -> Measurement:
 def timed(script: str, amount: int, prepare: str = ":", clean: str = ":") -> Measurement:
     """A line of shell, timed; in it and in ``prepare`` %d stands for ``amount``. Every peer must print the same."""
 
-    def fill(text: str, context: Context) -> str:
-        return text.replace("%d", str(context.scaled(amount)))
-
     def measure_all(peers: Sequence[Peer], context: Context) -> Values:
         values: Values = {}
         outputs: dict[str, str] = {}
         for peer in peers:
-            peer.run(fill(prepare, context))
-            ran = peer.run(fill(script, context))
-            peer.run(fill(clean, context))
+            peer.run(filled(prepare, context, amount))
+            ran = peer.run(filled(script, context, amount))
+            peer.run(filled(clean, context, amount))
             values[peer.name], outputs[peer.title] = Sample(ran.seconds, ran.cpu), ran.output
         must_agree(outputs)
         return values
@@ -135,15 +132,23 @@ def timed(script: str, amount: int, prepare: str = ":", clean: str = ":") -> Mea
     return measure_all
 
 
-def program(command: str) -> Measurement:
-    """A program that measures itself (programs/bench.h). Its checksum must be the same everywhere."""
+def program(command: str, amount: int = 100, prepare: str = ":", clean: str = ":") -> Measurement:
+    """A program that measures itself (programs/bench.h); %d as in ``timed``. Its checksum must be the same for all."""
 
     def measure_all(peers: Sequence[Peer], context: Context) -> Values:
-        worked = {peer: peer.work(f"{command} {context.scaled(100)}") for peer in peers}
+        worked: dict[Peer, Worked] = {}
+        for peer in peers:
+            peer.run(filled(prepare, context, amount))
+            worked[peer] = peer.work(filled(command, context, amount))
+            peer.run(filled(clean, context, amount))
         must_agree({peer.title: done.checksum for peer, done in worked.items()})
         return {peer.name: Sample(done.seconds, done.cpu) for peer, done in worked.items()}
 
     return measure_all
+
+
+def filled(text: str, context: Context, amount: int) -> str:
+    return text.replace("%d", str(context.scaled(amount)))
 
 
 def must_agree(outputs: dict[str, str]) -> None:

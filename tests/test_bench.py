@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import guest, process, programs
+from bench import debian, guest, process, programs, source
 from bench.__main__ import DOCUMENTS, main, parse
 from bench.console import Console
 from bench.errors import BenchError
 from bench.native import Native
+from bench.programs import kernels
 from bench.report import BEGIN, END, Report, Result
 from bench.row import Context, Goal, Mean, Row, Sample, Scaling, each, program, timed
 from bench.rows import SUITES, select
+from bench.rows import debian as debian_rows
 
 from hostel.images import cpio
 
@@ -190,8 +192,8 @@ def test_programs_must_agree():
             return Worked(0.5, self.answer, 0.4)
 
     same = [Worker("hostel"), Worker("qemu")]
-    assert program("p")(same, Context(quick=True)) == {"hostel": Sample(0.5, 0.4), "qemu": Sample(0.5, 0.4)}
-    assert same[0].scripts == ["p 10"]
+    assert program("p %d")(same, Context(quick=True)) == {"hostel": Sample(0.5, 0.4), "qemu": Sample(0.5, 0.4)}
+    assert same[0].scripts == [":", "p 10", ":"]
     with pytest.raises(BenchError, match="different results: hostel: '1'; qemu: '2'"):
         program("p")([Worker("hostel"), Worker("qemu", "2")], Context())
 
@@ -306,6 +308,59 @@ def test_a_program_that_fails_after_its_work(native):
         native.work("echo @WORK; echo @DONE 1 1 1; (exit 3)")
 
 
+def test_openssls_speed_is_seconds_for_a_gigabyte():
+    said = "+DT:AES-128-CTR:1:16384\n+R:61036:AES-128-CTR:1.000000\n+F:22:AES-128-CTR:500000000.00"
+    measure = debian_rows.speed("aes-128-ctr")
+    assert measure([FakePeer(answer=said)], Context()) == {"hostel": Sample(2.0)}
+    with pytest.raises(BenchError, match="openssl speed says"):
+        measure([FakePeer(answer="+R:1")], Context())
+
+
+def test_a_roots_archive_becomes_a_folder(tmp_path):
+    tree = cpio.Tree()
+    tree.file("usr/bin/tool", b"the tool", 0o755)
+    tree.link("bin", "usr/bin")
+    tree.device("dev/console", "c", 5, 1)
+    debian.unpack(tree.pack(), tmp_path)
+    tool = tmp_path / "bin" / "tool"
+    assert tool.read_bytes() == b"the tool" and tool.stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "bin").is_symlink() and not list((tmp_path / "dev").iterdir())
+
+
+@pytest.mark.parametrize("lines", [500, 2000])
+def test_the_source_is_always_the_same(lines, tmp_path):
+    text = source.unit(lines, 7)
+    assert text == source.unit(lines, 7) != source.unit(lines, 8)
+    assert lines <= text.count("\n") + 1 < lines + 40
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc isn't installed")
+def test_the_source_compiles(tmp_path):
+    (tmp_path / "unit.c").write_text(source.unit(300, 3))
+    command = ["gcc", "-Wall", "-Werror", "-c", "-o", tmp_path / "unit.o", tmp_path / "unit.c"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_a_python_kernel(name, capsys):
+    kernels.main(name, 1)
+    first = capsys.readouterr().out
+    kernels.main(name, 1)
+    pattern = r"@WORK\n@DONE ([0-9a-f]{16}) \d+ \d+\n"
+    assert re.fullmatch(pattern, first)[1] == re.fullmatch(pattern, capsys.readouterr().out)[1]
+    if name not in kernels.WHOLE:
+        kernels.main(name, 5)
+        assert re.fullmatch(pattern, capsys.readouterr().out)[1] != re.fullmatch(pattern, first)[1]
+
+
+def test_the_python_kernels_are_right():
+    assert kernels.fannkuch(7)[0] == 16
+    assert kernels.queens(6) == 4
+    assert kernels.pidigits(20) == "31415926535897932384"
+    assert kernels.spectral(100).startswith("1.274")
+
+
 @pytest.mark.skipif(not shutil.which("gcc"), reason="gcc isn't installed")
 def test_the_programs_are_built_once_and_run(tmp_path, monkeypatch):
     monkeypatch.setattr(programs, "BUILT", tmp_path / "built")
@@ -316,7 +371,7 @@ def test_the_programs_are_built_once_and_run(tmp_path, monkeypatch):
             path.unlink()
     monkeypatch.setattr(programs, "SOURCES", sources)
     folder = programs.build()
-    assert [path.name for path in folder.iterdir()] == ["calls"] and programs.build() == folder
+    assert {path.name for path in folder.iterdir()} == {"calls", "kernels.py"} and programs.build() == folder
     assert guest.find_file(programs.packed(folder), "bench/calls") == (folder / "calls").read_bytes()
     printed = [subprocess.run([folder / "calls", share], capture_output=True, text=True).stdout for share in ("1", "5")]
     marks = [re.fullmatch(r"@WORK\n@DONE ([0-9a-f]{16}) \d+ \d+\n", text) for text in printed]

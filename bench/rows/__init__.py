@@ -4,7 +4,7 @@ translator's speed."""
 import dataclasses
 
 from bench.row import Group
-from bench.rows import boot, compute, footprint, processes, programs
+from bench.rows import boot, compute, debian, footprint, processes, programs
 
 SUITES: dict[str, dict[str, Group]] = {
     "whole": {
@@ -23,6 +23,12 @@ SUITES: dict[str, dict[str, Group]] = {
         "smp1": programs.SMP_1,
         "smp2": programs.SMP_2,
         "smp4": programs.SMP_4,
+        "python": debian.PYTHON,
+        "tools": debian.TOOLS_ROWS,
+        "openssl": debian.OPENSSL,
+        "make1": debian.MAKE_1,
+        "make2": debian.MAKE_2,
+        "make4": debian.MAKE_4,
     },
 }
 

@@ -1,4 +1,4 @@
-"""The programs of ``programs/``, C because their compiler is part of the question: built by the host's gcc when their
+"""The programs of this folder, C because their compiler is part of the question: built by the host's gcc when their
 sources change, and put into the guest by a second archive behind the micro image's initramfs, which the kernel
 unpacks over it. The host runs the very same files."""
 
@@ -14,8 +14,8 @@ from bench.guest import Guest, micro
 from hostel.base import atomic
 from hostel.images.cpio import Tree
 
-SOURCES = Path(__file__).with_name("programs")
-BUILT = Path(__file__).resolve().parent.parent / "build" / "bench"
+SOURCES = Path(__file__).resolve().parent
+BUILT = SOURCES.parents[1] / "build" / "bench"
 FLAGS = ["-O2", "-static"]
 MEMORY_MIB = 1024             # hash10m has 256 MiB of data
 
@@ -45,7 +45,7 @@ def build() -> Path:
         raise Missing("the programs in bench/programs need gcc; on Debian: apt-get install gcc libc6-dev")
     total = hashlib.sha256(subprocess.run([compiler, "--version"], capture_output=True).stdout)
     total.update(" ".join(FLAGS).encode())
-    for path in sorted(SOURCES.glob("*.[ch]")):
+    for path in sorted(SOURCES.glob("[a-z]*.*")):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     folder = BUILT / f"programs-{total.hexdigest()[:16]}"
     if folder.is_dir():
@@ -59,4 +59,6 @@ def build() -> Path:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise BenchError(f"gcc can't compile {path.name}: {done.stderr.strip()[-300:]}")
+        for path in SOURCES.glob("[a-z]*.py"):
+            shutil.copy(path, new)
     return folder
