@@ -217,6 +217,9 @@ def test_memory_beyond_leaves_the_guests_out(monkeypatch):
     ]
     monkeypatch.setattr(process, "mappings", lambda pid: rows)
     assert process.memory_beyond(1, 512 * mib) == 39 * mib
+    rows += [process.Mapping(64 * mib, n * mib, p, "00:01 7") for n, p in ((9, "rw-s"), (10, "r-xs"))]  # hostel's
+    assert process.memory_beyond(1, 512 * mib) == 49 * mib
+    del rows[-2:]
     # Merged with a neighbour of 3 MiB: the surplus counts as used.
     rows[0] = process.Mapping(515 * mib, 80 * mib, "rw-p")
     assert process.memory_beyond(1, 512 * mib) == 42 * mib

@@ -147,7 +147,7 @@ class Machine:
                 if "-" in line.split(" ", 1)[0]:
                     first, last = (int(part, 16) for part in line.split(" ", 1)[0].split("-"))
                     inside = any(start < last and first < start + size for start, size in starts.items())
-                elif line.startswith("Rss:"):
+                elif line.startswith("Pss:"):  # translated code is mapped twice
                     size = int(line.split()[1]) << 10
                     resident += size
                     guest += size if inside else 0

@@ -1,5 +1,7 @@
 """The code cache: what happens when it is full, and when one page's code changes under another vCPU."""
 
+from pathlib import Path
+
 from machine import assemble
 from test_breakpoints import CODE, DATA, P, Space, W, machine_of
 
@@ -71,3 +73,16 @@ def test_addresses_that_share_table_entries():
     assert ram.read(0x300000, 8)[:2] == (1000).to_bytes(2, "little")
     assert ram.read(0x310000, 8)[:2] == (2000).to_bytes(2, "little")
     assert vcpu.statistics()["exits"]["memory"] < 10  # the second TLB serves them
+
+
+def test_no_address_is_writable_and_executable():
+    def mappings():
+        rows = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        return [(row[1], row[-1] if len(row) < 6 else row[5]) for row in rows]
+
+    other = sum("w" in how and "x" in how for how, _ in mappings())
+    ram, vcpu, engine = machine_of(assemble("mov eax, 1\nint3", CODE, runtime=False))
+    vcpu.run_py()
+    code = [how for how, what in mappings() if what == "/dev/zero"]
+    assert code.count("r-xs") == code.count("rw-s") > 0 and set(code) == {"r-xs", "rw-s"}
+    assert sum("w" in how and "x" in how for how, _ in mappings()) == other

@@ -19,8 +19,9 @@ cdef extern from "sched.h" nogil:
     int sched_yield()
 
 cdef extern from "<sys/mman.h>" nogil:
-    enum: MADV_HUGEPAGE
+    enum: MADV_HUGEPAGE, MREMAP_MAYMOVE, MREMAP_FIXED
     int madvise(void* address, size_t length, int advice)
+    void* mremap(void* old, size_t old_size, size_t new_size, int flags, void* at)
 
 cdef extern from * nogil:
     void fence "__sync_synchronize"()
@@ -94,8 +95,11 @@ cdef enum:
 
 # The translations of one machine, shared by its vCPUs. Written under `lock`; read without.
 cdef struct Cache:
-    uint8_t* code
+    uint8_t* code                # code memory as it is written; all pointers to code but those given out by `text` are to here
+    uint8_t* run                 # the same memory as it runs
     uint64_t code_size
+    uint8_t* large               # up to here, resp. large_cold, it has been asked to lie in large pages
+    uint8_t* large_cold
     uint8_t* start               # first byte after the stubs
     uint8_t* free                # the next block goes here
     uint8_t* cold                # from here on: what blocks rarely run, kept apart so that the rest lies dense
@@ -113,6 +117,7 @@ cdef struct Cache:
     Slot* slots
     int n_slots
     uint8_t* enter
+    uint8_t* serialize           # a serializing instruction
     uint8_t* leave_mem
     uint8_t* leave_host
     uint8_t* miss                # where jumps to targets that aren't in the jump cache come
@@ -126,10 +131,15 @@ cdef struct Cache:
     int n_vcpus
     volatile int world_stop
     uint32_t generation
+    volatile uint32_t n_written  # how often code was written that some processor may have fetched before
     uint64_t n_flushes
     uint64_t n_invalidated
     uint64_t total_blocks
     uint64_t total_insns
+
+# Where a place in the code memory runs
+cdef inline uint64_t text(const Cache* m, const uint8_t* p) noexcept nogil:
+    return <uint64_t>(m.run + (p - m.code))
 
 cdef int setup(Cache* m) noexcept nogil
 cdef void teardown(Cache* m) noexcept nogil
@@ -138,6 +148,7 @@ cdef uint32_t add_site(Cache* m, int kind, uint64_t pc, uint32_t block) noexcept
 cdef void add_fault(Cache* m, uint8_t* host, uint32_t site, bint flags_in_host) noexcept nogil
 cdef Fault* find_fault(Cache* m, uint32_t host) noexcept nogil
 cdef bint full(Cache* m) noexcept nogil
+cdef void enlarge(Cache* m) noexcept nogil
 cdef void flush(Cache* m) noexcept nogil
 cdef void enlist(Cache* m, uint32_t number) noexcept nogil
 cdef bint invalidate(Cache* m, VCpu* me, uint64_t gpa, uint64_t size) noexcept nogil

@@ -5,6 +5,11 @@ bytes do, whatever happens to mappings. Code memory is filled from start to end;
 invalidates is unlinked by overwriting its three entries with jumps to a stub that looks the address up again, and its
 memory comes back when the whole cache is flushed (when it is full).
 
+No address is both writable and executable: code memory is mapped twice. Everything here and in
+the modules that emit code uses the addresses where it is written; ``text`` makes of one the address where it runs, for
+what is jumped to from outside. Processors may hold what they fetched through the other address (SDM vol. 3, 12.6), so
+that each serializes before it enters code after ``n_written`` has changed.
+
 Lock order: ``lock`` first, then the world is stopped. Readers of the hash take no lock: a block is complete before
 its number is published (TSO), and numbers are reused only while every vCPU is out of translated code.
 """
@@ -17,46 +22,97 @@ from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.posix.mman import (
     MAP_ANONYMOUS,
     MAP_FAILED,
+    MAP_FIXED,
     MAP_NORESERVE,
     MAP_PRIVATE,
+    MAP_SHARED,
     PROT_EXEC,
+    PROT_NONE,
     PROT_READ,
     PROT_WRITE,
     mmap,
+    mprotect,
     munmap,
 )
+
+_MADV_COLLAPSE = cython.declare(cython.int, 25)     # Linux 6.1
+_LARGE = cython.declare(cython.size_t, 2 << 20)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def _map(size: cython.size_t, executable: cython.bint) -> cython.p_void:
-    prot: cython.int = PROT_READ | PROT_WRITE | (PROT_EXEC if executable else 0)
-    p: cython.p_void = mmap(cython.NULL, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+def _map(size: cython.size_t) -> cython.p_void:
+    p: cython.p_void = mmap(
+        cython.NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+    )
     return cython.NULL if p == MAP_FAILED else p
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _room(size: cython.size_t) -> cython.p_void:
+    """Address space that can lie in large pages."""
+    room: cython.size_t = size + _LARGE
+    p: cython.p_void = mmap(cython.NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if p == MAP_FAILED:
+        return cython.NULL
+    start: cython.size_t = cython.cast(cython.size_t, p)
+    at: cython.size_t = (start + _LARGE - 1) & ~(_LARGE - 1)
+    end: cython.size_t = (at + size + 4095) & ~cython.cast(cython.size_t, 4095)
+    if at > start:
+        munmap(p, at - start)
+    if start + room > end:
+        munmap(cython.cast(cython.p_void, end), start + room - end)
+    return cython.cast(cython.p_void, at)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _map_twice(m: cython.pointer(Cache)) -> cython.int:
+    flags: cython.int = MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
+    code: cython.p_void = _room(m.code_size)
+    run: cython.p_void = _room(m.code_size)
+    if code == cython.NULL or run == cython.NULL:
+        return -1
+    m.code = cython.cast(cython.pointer(uint8_t), code)
+    m.run = cython.cast(cython.pointer(uint8_t), run)
+    if mmap(code, m.code_size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED:
+        return -1
+    # of a shared mapping, 0 bytes moved are a second one (mremap(2)); unlike a memfd it may run wherever shared
+    # libraries may, and perf takes it for what it is
+    if mremap(code, 0, m.code_size, MREMAP_MAYMOVE | MREMAP_FIXED, run) == MAP_FAILED:
+        return -1
+    if mprotect(run, m.code_size, PROT_READ | PROT_EXEC) != 0:
+        return -1
+    madvise(code, m.code_size, MADV_HUGEPAGE)
+    madvise(run, m.code_size, MADV_HUGEPAGE)
+    return 0
 
 
 def setup(m):
     """Reserve everything (touched as used); 0, or -1 without memory."""
     i: cython.int
-    m.code = cython.cast(cython.pointer(uint8_t), _map(m.code_size, True))
-    m.blocks = cython.cast(cython.pointer(Block), _map(MAX_BLOCKS * cython.sizeof(Block), False))
-    m.sites = cython.cast(cython.pointer(Site), _map(MAX_SITES * cython.sizeof(Site), False))
-    m.faults = cython.cast(cython.pointer(Fault), _map(MAX_FAULTS * cython.sizeof(Fault), False))
-    m.pool = cython.cast(cython.pointer(Insn), _map(MAX_POOL * cython.sizeof(Insn), False))
-    m.hash = cython.cast(cython.pointer(uint32_t), _map(HASH_SIZE * 4, False))
-    if not (m.code and m.blocks and m.sites and m.faults and m.pool and m.hash):
+    m.blocks = cython.cast(cython.pointer(Block), _map(MAX_BLOCKS * cython.sizeof(Block)))
+    m.sites = cython.cast(cython.pointer(Site), _map(MAX_SITES * cython.sizeof(Site)))
+    m.faults = cython.cast(cython.pointer(Fault), _map(MAX_FAULTS * cython.sizeof(Fault)))
+    m.pool = cython.cast(cython.pointer(Insn), _map(MAX_POOL * cython.sizeof(Insn)))
+    m.hash = cython.cast(cython.pointer(uint32_t), _map(HASH_SIZE * 4))
+    if _map_twice(m) != 0 or not (m.blocks and m.sites and m.faults and m.pool and m.hash):
         return -1
     for i in range(m.n_slots):
-        m.pages[i] = cython.cast(cython.pointer(uint32_t), _map((m.slots[i].size >> 12) * 4, False))
+        m.pages[i] = cython.cast(cython.pointer(uint32_t), _map((m.slots[i].size >> 12) * 4))
         if not m.pages[i]:
             return -1
-    # large pages, if the host has some: a big program's translations span thousands of small ones
-    madvise(m.code, m.code_size, MADV_HUGEPAGE)
     m.free = m.code
     m.start = m.code
     m.cold = m.code + m.code_size // 8 * 5
     m.cold_free = m.cold
+    m.large = m.code
+    m.large_cold = m.code + (m.code_size // 8 * 5 & ~(_LARGE - 1))
+    enlarge(m)
     m.n_blocks = 1
     m.n_sites = 1
     attributes: pthread_mutexattr_t
@@ -69,6 +125,7 @@ def setup(m):
 def teardown(m):
     i: cython.int
     munmap(m.code, m.code_size)
+    munmap(m.run, m.code_size)
     munmap(m.blocks, MAX_BLOCKS * cython.sizeof(Block))
     munmap(m.sites, MAX_SITES * cython.sizeof(Site))
     munmap(m.faults, MAX_FAULTS * cython.sizeof(Fault))
@@ -147,6 +204,27 @@ def full(m):
     )
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _enlarge(m: cython.pointer(Cache), p: cython.pointer(uint8_t)) -> cython.void:
+    # Best effort. Both mappings want to be told: the first call finds the memory, the second has the page table follow.
+    p[0] = 0  # a region without a page is refused
+    madvise(p, _LARGE, _MADV_COLLAPSE)
+    madvise(m.run + (p - m.code), _LARGE, _MADV_COLLAPSE)
+
+
+def enlarge(m):
+    """Have what is filled next in large pages, if the host has some: a big program's translations span thousands of
+    small ones. A file in memory gets them by default only where the host's administrator says so."""
+    while m.large < m.free + 32768 and m.large + _LARGE <= m.code + m.code_size:
+        _enlarge(m, m.large)
+        m.large += _LARGE
+    while m.large_cold < m.cold_free + 32768 and m.large_cold + _LARGE <= m.code + m.code_size:
+        _enlarge(m, m.large_cold)
+        m.large_cold += _LARGE
+
+
 def flush(m):
     """Forget every translation. The world is stopped and the lock is held."""
     i: cython.int
@@ -187,6 +265,7 @@ def enlist(m, number):
     """Publish a finished block and let its pages remember it; the caller has protected them."""
     b: cython.pointer(Block) = cython.address(m.blocks[number])
     slot: cython.pointer(Slot)
+    m.n_written += 1
     head: cython.pointer(uint32_t) = _page_head(m, b.gpa, cython.address(slot))
     if head:
         b.next_page = head[0]
@@ -232,6 +311,7 @@ def _redirect(m: cython.pointer(Cache), entry: uint32_t, target: cython.pointer(
 @cython.exceptval(check=False)
 def _kill(m: cython.pointer(Cache), b: cython.pointer(Block)) -> cython.void:
     b.dead = 1
+    m.n_written += 1
     _redirect(m, b.pad, m.look_up)
     _redirect(m, b.entry_host, m.code + b.cold_host)
     _redirect(m, b.entry_mem, m.code + b.cold_mem)

@@ -73,6 +73,7 @@ cdef class BtVcpu(Vcpu):
     cdef Block block
     cdef Insn insn
     cdef uint32_t generation     # of the cache, when host_pc was found
+    cdef uint32_t n_written      # of the cache, when this vCPU's thread last serialized
     cdef bint was_single         # what translated code runs is a block of one instruction
     cdef bint plain              # the next block is to be one without windows
     cdef bint held               # the world is stopped for a split atomic access

@@ -39,6 +39,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     Cache,
     Fault,
     Site,
+    enlarge,
     fence,
     find,
     find_fault,
@@ -52,6 +53,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     setup,
     stop_world,
     teardown,
+    text,
 )
 from cython.cimports.hostel.cpu.bt.decode import table
 from cython.cimports.hostel.cpu.bt.emit import fill_hole
@@ -183,14 +185,14 @@ def _on_signal(signum: cython.int, info: cython.pointer(siginfo_t), context: cyt
     syscall(SYS_arch_prctl, ARCH_GET_GS, cython.address(c))
     if c != cython.NULL and c.self == cython.cast(uint64_t, c):
         m = cython.cast(cython.pointer(Cache), c.machine)
-        pc = cython.cast(uint64_t, uc.uc_mcontext.gregs[REG_RIP]) - cython.cast(uint64_t, m.code)
+        pc = cython.cast(uint64_t, uc.uc_mcontext.gregs[REG_RIP]) - cython.cast(uint64_t, m.run)
         if pc < m.code_size:
             f = find_fault(m, cython.cast(uint32_t, pc))
             if f != cython.NULL:
                 c.site = f.site
                 c.exit_code = cython.cast(uint32_t, uc.uc_mcontext.gregs[REG_TRAPNO])
                 uc.uc_mcontext.gregs[REG_RIP] = cython.cast(
-                    cython.longlong, m.leave_host if f.flags_in_host else m.leave_mem
+                    cython.longlong, text(m, m.leave_host if f.flags_in_host else m.leave_mem)
                 )
                 return
     # not the guest's doing: die of it
@@ -298,7 +300,7 @@ class BtEngine:
         earlier call returned, in the same epoch: only what came later; 0: everything.
         """
         m: cython.pointer(Cache) = cython.address(self.cache)
-        base: cython.size_t = cython.cast(cython.size_t, m.code)
+        base: cython.size_t = cython.cast(cython.size_t, m.run)
         i: uint32_t
         end: uint32_t
         out = []
@@ -369,7 +371,7 @@ class BtVcpu(Vcpu):
         c.apic = cython.NULL
         if index == 0:
             prepare(self.m, c)
-        c.jump_miss = cython.cast(uint64_t, self.m.miss)
+        c.jump_miss = text(self.m, self.m.miss)
         c.poll_word = 0
         c.poll = cython.cast(uint64_t, cython.address(c.poll_word))
         empty_tlb(c)
@@ -535,11 +537,11 @@ class BtVcpu(Vcpu):
         reason: cython.int
         if not self.owned and self.attach():
             return EXIT_ERROR
-        cython.cast(stub_t, self.m.fx_restore)()
+        cython.cast(stub_t, text(self.m, self.m.fx_restore))()
         reason = self.loop()
         if self.held:
             self.release()
-        cython.cast(stub_t, self.m.fx_save)()
+        cython.cast(stub_t, text(self.m, self.m.fx_save))()
         self.exit = self.c.io
         self.exit.reason = reason
         return reason
@@ -653,7 +655,10 @@ class BtVcpu(Vcpu):
                     self.single = self.was_single
                     go = GO_LOOKUP
                     break
-                cython.cast(stub_t, m.enter)()
+                if m.n_written != self.n_written:
+                    self.n_written = m.n_written
+                    cython.cast(stub_t, text(m, m.serialize))()
+                cython.cast(stub_t, text(m, m.enter))()
                 # once in_guest is 0 the cache may be flushed under our hands: take along what is needed of it
                 self.site = m.sites[cython.cast(uint32_t, c.site)]
                 self.block = m.blocks[self.site.block]
@@ -739,6 +744,7 @@ class BtVcpu(Vcpu):
                 self.renew()
             n = find(m, gpa, c.rip, mode)
             if n == 0 or m.blocks[n].gpa2 != 1:
+                enlarge(m)
                 n = translate(m, c, gpa, mode)
             pthread_mutex_unlock(cython.address(m.lock))
             if n == 0:
@@ -751,12 +757,12 @@ class BtVcpu(Vcpu):
                 flush_jumps(c)
                 c.table_mode[tlb] = mode
                 c.table_base = c.seg[CS].base
-            jump_cache_insert(c, tlb, c.rip, cython.cast(uint64_t, m.code + b.pad))
+            jump_cache_insert(c, tlb, c.rip, text(m, m.code + b.pad))
             k: cython.int = second_hash(c.rip)
             c.second_pc[k] = c.rip
             c.second_key[k] = cython.cast(uint64_t, c.jump_generation) << 32 | c.mode
-            c.second_host[k] = cython.cast(uint64_t, m.code + b.entry_mem)
-        c.host_pc = cython.cast(uint64_t, m.code + b.entry_mem)
+            c.second_host[k] = text(m, m.code + b.entry_mem)
+        c.host_pc = text(m, m.code + b.entry_mem)
         return GO_RESUME
 
     def renew(self):
@@ -770,7 +776,7 @@ class BtVcpu(Vcpu):
         if m.generation != self.generation or m.blocks[self.site.block].dead:
             return GO_LOOKUP
         _flags_out(self.c)
-        self.c.host_pc = cython.cast(uint64_t, m.code + host)
+        self.c.host_pc = text(m, m.code + host)
         return GO_RESUME
 
     def follow(self):
@@ -871,10 +877,10 @@ class BtVcpu(Vcpu):
                 self.watch(va, s.size, s.access)
                 if host != cython.NULL:
                     c.target = cython.cast(uint64_t, host)
-                    c.host_pc = cython.cast(uint64_t, m.code + s.host + CHECK_LENGTH)
+                    c.host_pc = text(m, m.code + s.host + CHECK_LENGTH)
                     return GO_RESUME
             if host != cython.NULL:
-                c.host_pc = cython.cast(uint64_t, m.code + s.host)
+                c.host_pc = text(m, m.code + s.host)
                 return GO_RESUME
             slot = find_slot(c, gpa)
             if slot != cython.NULL and not slot.readonly and not s.extra & SITE_STRING:
@@ -885,7 +891,7 @@ class BtVcpu(Vcpu):
                         return self.alone()
                 slot.dirty[(gpa - slot.gpa) >> 12] = 1
                 c.target = cython.cast(uint64_t, slot.host + (gpa - slot.gpa))
-                c.host_pc = cython.cast(uint64_t, m.code + s.host + CHECK_LENGTH)
+                c.host_pc = text(m, m.code + s.host + CHECK_LENGTH)
                 return GO_RESUME
             devices = slot == cython.NULL
         if (devices or s.access != ACCESS_READ or s.extra & SITE_STRING) and not alone:
@@ -917,7 +923,7 @@ class BtVcpu(Vcpu):
                 and (start & 0xFFF) + s.span <= 0x1000
                 and (s.window_access == ACCESS_READ or is_writable(c, start, tlb))
             ):
-                c.host_pc = cython.cast(uint64_t, self.m.code + s.host)
+                c.host_pc = text(self.m, self.m.code + s.host)
                 return GO_RESUME
         _flags_in(c)
         return self.plainly()
@@ -963,7 +969,7 @@ class BtVcpu(Vcpu):
             c.stage_va = va
             c.stage_size = s.size
         c.target = cython.cast(uint64_t, to)
-        c.host_pc = cython.cast(uint64_t, self.m.code + s.host + CHECK_LENGTH)
+        c.host_pc = text(self.m, self.m.code + s.host + CHECK_LENGTH)
         return GO_RESUME
 
     def breakpoint(self, linear):
@@ -1063,12 +1069,12 @@ class BtVcpu(Vcpu):
         c.n_monitor[what] += 1
         c.access_seg = DS
         if reads:
-            cython.cast(stub_t, m.fx_read)()
+            cython.cast(stub_t, text(m, m.fx_read))()
         elif fpu:
-            cython.cast(stub_t, m.fx_save)()
+            cython.cast(stub_t, text(m, m.fx_save))()
         r = execute(c, insn)
         if fpu:
-            cython.cast(stub_t, m.fx_restore)()
+            cython.cast(stub_t, text(m, m.fx_restore))()
         if not quiet:
             self.irq_check = True
         if r == SYS_NEXT and (what == S_SYSCALL or (what == S_SYSRET and insn.opsize == 8)):

@@ -17,6 +17,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     gs_store_imm32,
     jcc_hole,
     jmp_to,
+    lea_rip,
     mov_ri,
     mov_rr32,
     nops,
@@ -105,6 +106,27 @@ def prepare(m, c):
         gs_load(cython.address(e), i, off.r[i])
     gs_load(cython.address(e), S1, off.target)
     gs_op(cython.address(e), 4, 0xFF, 4, off.host_pc)
+    align(cython.address(e), 16)
+    # serialize: IRET to what follows, as CPUID may exit to a hypervisor (SDM vol. 3, 9.3)
+    m.serialize = e.p
+    e1(cython.address(e), 0x8C)  # mov eax, ss
+    e1(cython.address(e), 0xD0)
+    e1(cython.address(e), 0x50)  # push rax
+    e1(cython.address(e), 0x54)  # push rsp
+    e1(cython.address(e), 0x48)  # add qword [rsp], 8
+    e1(cython.address(e), 0x83)
+    e1(cython.address(e), 0x04)
+    e1(cython.address(e), 0x24)
+    e1(cython.address(e), 8)
+    e1(cython.address(e), 0x9C)  # pushfq
+    e1(cython.address(e), 0x8C)  # mov eax, cs
+    e1(cython.address(e), 0xC8)
+    e1(cython.address(e), 0x50)  # push rax
+    lea_rip(cython.address(e), 0, e.p + 10)
+    e1(cython.address(e), 0x50)  # push rax
+    e1(cython.address(e), 0x48)  # iretq
+    e1(cython.address(e), 0xCF)
+    e1(cython.address(e), 0xC3)
     align(cython.address(e), 16)
     # leave: back to the monitor; leave_host puts the flags away first
     m.leave_host = e.p
