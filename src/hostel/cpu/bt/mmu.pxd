@@ -41,15 +41,16 @@ cdef int write_segment(VCpu* c, int seg, uint64_t offset, const void* buffer, in
 cdef int segment_linear(VCpu* c, int seg, uint64_t offset, int size, bint write, uint64_t* linear) noexcept nogil
 
 cdef void flush_tlb(VCpu* c, bint keep_global) noexcept nogil    # also the ITLB and jump caches
-cdef void empty_tlb(VCpu* c) noexcept nogil                      # make every cache empty whatever it holds; before the first run, after jump_miss is set
+cdef void init_tlb(VCpu* c) noexcept nogil                       # of fresh memory; after jump_miss is set
+cdef void empty_tlb(VCpu* c) noexcept nogil                      # flush_tlb and the second levels too
 cdef void flush_jumps(VCpu* c) noexcept nogil                    # the jump caches alone
 cdef void flush_page(VCpu* c, uint64_t va) noexcept nogil        # INVLPG: every table, large pages too
 # Enter a landing pad: the jump cache belongs to the address space, like the TLB.
 cdef void jump_cache_insert(VCpu* c, int table, uint64_t pc, uint64_t host) noexcept nogil
 # The tag of an empty TLB entry: its page number belongs to another index, so that no address that selects the entry
-# can match it, not even one that isn't canonical.
+# can match it, not even one that isn't canonical. Fresh memory is empty but for the entries of index 0.
 cdef inline uint64_t empty_tag(int index) noexcept nogil:
-    return (<uint64_t>(index ^ 1) << 12) | 1
+    return 0x1000 if index == 0 else 0
 cdef inline int jump_hash(uint64_t pc) noexcept nogil:
     return <int>((pc ^ (pc >> JUMP_BITS)) & (JUMP_SIZE - 1))
 # Where a page's entry in the second TLB is

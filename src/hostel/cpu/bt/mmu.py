@@ -27,6 +27,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     JUMP_SIZE,
     MODE_CODE64,
     SECOND_SIZE,
+    TLB_BITS,
     TLB_COUNT,
     TLB_KERNEL,
     TLB_KERNEL_AC,
@@ -404,8 +405,7 @@ def _enter(
         c.tlb_local[table][c.tlb_local_count[table]] = cython.cast(uint16_t, index)
         c.tlb_local_count[table] += 1
         c.tlb_listed[table][index] = cython.cast(uint8_t, listed | 1)
-    c.info[table][index].va = va
-    c.info[table][index].is_global = is_global
+    c.tlb_is_global[table][index] = is_global
     c.page[table][index] = cython.cast(uint64_t, slot.host) + (page << 12)
     c.tag_r[table][index] = va
     c.tag_w[table][index] = va if direct else empty_tag(index)
@@ -688,7 +688,7 @@ def flush_tlb(c, keep_global):
         for i in range(c.tlb_local_count[t]):
             k = c.tlb_local[t][i]
             c.tlb_listed[t][k] &= 2
-            if not c.info[t][k].is_global:
+            if not c.tlb_is_global[t][k]:
                 c.tag_r[t][k] = empty_tag(k)
                 c.tag_w[t][k] = empty_tag(k)
         c.tlb_local_count[t] = 0
@@ -717,34 +717,22 @@ def flush_tlb(c, keep_global):
     _flush_jumps(c, keep_global)
 
 
-def empty_tlb(c):
+def init_tlb(c):
     t: cython.int
     i: cython.int
-    k: cython.int
-    c.jump_generation += 1
-    memset(c.second_read, 0, cython.sizeof(c.second_read))
-    memset(c.second_write, 0, cython.sizeof(c.second_write))
+    memset(c.itlb_va, 0xFF, cython.sizeof(c.itlb_va))
     for t in range(TLB_COUNT):
         c.tlb_key[t] = t + 1
-        for k in range(TLB_SIZE):
-            c.tag_r[t][k] = empty_tag(k)
-            c.tag_w[t][k] = empty_tag(k)
-    memset(c.itlb_va, 0xFF, cython.sizeof(c.itlb_va))
-    memset(c.tlb_listed, 0, cython.sizeof(c.tlb_listed))
-    memset(c.itlb_listed, 0, cython.sizeof(c.itlb_listed))
-    memset(c.jump_listed, 0, cython.sizeof(c.jump_listed))
-    memset(c.large_pages, 0, cython.sizeof(c.large_pages))
-    memset(c.giant_pages, 0, cython.sizeof(c.giant_pages))
-    memset(c.jump_pages, 0, cython.sizeof(c.jump_pages))
-    for t in range(TLB_COUNT):
-        c.tlb_local_count[t] = 0
-        c.tlb_global_count[t] = 0
-        c.itlb_local_count[t] = 0
-        c.itlb_global_count[t] = 0
-        c.jump_local_count[t] = 0
-        c.jump_global_count[t] = 0
+        c.tag_r[t][0] = empty_tag(0)
+        c.tag_w[t][0] = empty_tag(0)
         for i in range(JUMP_SIZE):
             c.jump_cache[t][i] = c.jump_miss
+
+
+def empty_tlb(c):
+    flush_tlb(c, False)
+    memset(c.second_read, 0, cython.sizeof(c.second_read))
+    memset(c.second_write, 0, cython.sizeof(c.second_write))
 
 
 @cython.cfunc
@@ -758,7 +746,7 @@ def _drop_region(c: cython.pointer(VCpu), va: uint64_t, shift: cython.int) -> cy
     region: uint64_t = va >> shift
     first: cython.int = 0
     count: cython.int = TLB_SIZE
-    if shift < 24:
+    if shift < 12 + TLB_BITS:
         count = 1 << (shift - 12)
         first = cython.cast(cython.int, (region << (shift - 12)) & (TLB_SIZE - 1))
     for t in range(TLB_COUNT):
@@ -839,15 +827,30 @@ def jump_cache_insert(c, table, pc, host):
     c.jump_pages[bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _protect_listed(
+    c: cython.pointer(VCpu), table: cython.int, page: uint64_t, listed: cython.pointer(uint16_t), count: cython.int
+) -> cython.void:
+    i: cython.int
+    k: cython.int
+    for i in range(count):
+        k = listed[i]
+        if c.page[table][k] == page:
+            c.tag_w[table][k] = empty_tag(k)
+
+
 def protect_page(c, host_page):
+    # The owner may be filling entries meanwhile. It lists an entry and fills it, and after a fence looks at the page's
+    # code[] (_enter): what this loop doesn't see, the owner does. What it flushes meanwhile is empty already.
     t: cython.int
     i: cython.int
     page: uint64_t = cython.cast(uint64_t, host_page) & ~0xFFF
     full_fence()
     for t in range(TLB_COUNT):
-        for i in range(TLB_SIZE):
-            if c.page[t][i] == page:
-                c.tag_w[t][i] = empty_tag(i)
+        _protect_listed(c, t, page, c.tlb_local[t], c.tlb_local_count[t])
+        _protect_listed(c, t, page, c.tlb_global[t], c.tlb_global_count[t])
     for i in range(SECOND_SIZE):
         if c.second_page[i] == page:
             c.second_write[i] = 0

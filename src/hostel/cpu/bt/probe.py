@@ -50,6 +50,7 @@ class Probe:
         c.index = index
         c.vcpus = vcpus
         c.jump_miss = 0x1234
+        mmu.init_tlb(c)
         system.reset(c)
         i: cython.int
         at = self.fields = {}

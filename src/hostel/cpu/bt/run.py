@@ -85,11 +85,11 @@ from cython.cimports.hostel.cpu.bt.insn import (
 )
 from cython.cimports.hostel.cpu.bt.mmu import (
     current_table,
-    empty_tlb,
     find_slot,
     flush_jumps,
     flush_tlb,
     is_writable,
+    init_tlb,
     jump_cache_insert,
     lookup,
     lookup_exec,
@@ -374,7 +374,7 @@ class BtVcpu(Vcpu):
         c.jump_miss = text(self.m, self.m.miss)
         c.poll_word = 0
         c.poll = cython.cast(uint64_t, cython.address(c.poll_word))
-        empty_tlb(c)
+        init_tlb(c)
         reset(c)
         c.wait_sipi = index != 0
         self.irq_check = True

@@ -4,8 +4,8 @@ from hostel.memory.ram cimport Slot
 from hostel.cpu.bt.insn cimport Insn
 
 cdef enum:
-    TLB_BITS = 12
-    TLB_SIZE = 4096           # entries a table
+    TLB_BITS = 16             # 256 MiB: beyond it, each access of a program that hops about costs an exit
+    TLB_SIZE = 65536          # entries a table
     ITLB_SIZE = 256
     SECOND_SIZE = 1024
     JUMP_BITS = 14            # at 12 bits, half of the kernel's targets in a fork and exec evict one another
@@ -93,10 +93,6 @@ cdef struct Table:            # GDTR, IDTR
     uint64_t base
     uint16_t limit
 
-cdef struct TlbEntryInfo:
-    uint64_t va               # page address; for flushes
-    bint is_global
-
 # All of one virtual CPU that compiled code touches; host GS points here while guest code runs.
 # Rules: outside translated code everything architectural is here and exact. r[] holds the registers in
 # encoding order, rip the offset in CS. Flags are split: `eflags` holds ALL bits (system.execute may read and
@@ -182,12 +178,12 @@ cdef struct VCpu:
     uint64_t n_tlb_miss, n_tlb_fill, n_tlb_flush, n_exceptions, n_interrupts, n_system
     uint64_t n_lookups, n_polls, n_twin, n_smc, n_syscalls
     uint64_t n_exception[32]
-    # -- translation caches. tag_* hold the page's address where the access may go straight to host memory,
-    # else an address that no access can have (bit 0 set)
+    # -- translation caches. tag_* hold the page's address where the access may go straight to host memory, else one
+    # of another index (mmu.empty_tag). Most of this is never touched.
     uint64_t tag_r[TLB_COUNT][TLB_SIZE]
     uint64_t tag_w[TLB_COUNT][TLB_SIZE]
     uint64_t page[TLB_COUNT][TLB_SIZE]       # host address of the page
-    TlbEntryInfo info[TLB_COUNT][TLB_SIZE]
+    uint8_t tlb_is_global[TLB_COUNT][TLB_SIZE]
     uint64_t itlb_va[TLB_COUNT][ITLB_SIZE]   # page address | 1 when empty
     uint64_t itlb_gpa[TLB_COUNT][ITLB_SIZE]
     uint8_t itlb_global[TLB_COUNT][ITLB_SIZE]
