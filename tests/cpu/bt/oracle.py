@@ -247,11 +247,11 @@ ARITHMETIC = 0x8D5
 def live_flags(case: Case, rip: int) -> int:
     """The arithmetic flags that are exact when the instruction at ``rip`` faults.
 
-    The translator keeps those that an instruction from there on may still read; what surely overwrites them first
-    makes the others dead (translate.py).
+    The translator keeps those that an instruction from there on, across jumps, may still read; what surely overwrites
+    them first makes the others dead (translate.py).
     """
     stop = [C["K_" + k] for k in ("JCC", "LOOP", "UD")]
-    live, undecided = 0, ARITHMETIC
+    live, undecided, jumps = 0, ARITHMETIC, 0
     at = rip - case.rip
     while 0 <= at < len(case.code) and undecided:
         insn = decode.decode_py(case.code[at:] + b"\xcc" * 15, rip, case.mode)
@@ -269,6 +269,11 @@ def live_flags(case: Case, rip: int) -> int:
                 kill |= row["flags_mod"]  # the count is known
         undecided &= ~(kill | row["flags_read"])
         at += insn["result"]
+        if row["kind"] == C["K_JMP"]:
+            at += (insn["imm"] ^ 1 << 63) - (1 << 63)
+            jumps += 1
+            if jumps == 40:
+                break
     return live | undecided
 
 

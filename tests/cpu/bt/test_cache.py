@@ -6,7 +6,7 @@ from machine import assemble
 from test_breakpoints import CODE, DATA, P, Space, W, machine_of
 
 BLOCKS = 4000
-# three times through code that doesn't fit; each jump ends a block
+# three times through code that doesn't fit
 PROGRAM = f"""
     mov     ecx, 3
     xor     eax, eax
@@ -26,7 +26,7 @@ again:
 
 
 def test_a_full_cache_starts_anew():
-    ram, vcpu, engine = machine_of(assemble(PROGRAM, CODE, runtime=False), code_size=1 << 19, pages=32)
+    ram, vcpu, engine = machine_of(assemble(PROGRAM, CODE, runtime=False), code_size=1 << 17, pages=32)
     vcpu.run_py()
     assert vcpu.take_exception()[0] == 3
     total = 3 * BLOCKS * (BLOCKS + 1) // 2
@@ -34,7 +34,7 @@ def test_a_full_cache_starts_anew():
     assert int.from_bytes(ram.read(0x300000, 8), "little") == total
     counters = engine.statistics()
     assert counters["flushes"] >= 3
-    assert counters["code_bytes"] <= counters["code_capacity"] == 1 << 19
+    assert counters["code_bytes"] <= counters["code_capacity"] == 1 << 17
 
 
 def test_a_device_that_writes_to_code_is_seen():

@@ -68,10 +68,11 @@ cdef struct Fault:               # host instructions that may fault, in order of
 
 cdef struct Block:
     uint64_t gpa
+    uint64_t low                 # its lowest byte: jumps are followed within the page
     uint64_t gpa2                # second page (its address) when the only instruction crosses into it, else 1
     uint64_t pc
     uint32_t mode
-    uint32_t size                # guest bytes
+    uint32_t size                # guest bytes, from `low` on
     uint32_t next_hash
     uint32_t next_page
     uint32_t next_page2

@@ -344,7 +344,7 @@ def invalidate(m, me, gpa, size):
         if b.gpa2 != 1:
             overlaps = True
         else:
-            overlaps = b.gpa < gpa + size and gpa < b.gpa + b.size
+            overlaps = b.low < gpa + size and gpa < b.low + b.size
         if not b.dead and overlaps:
             if not stopped and m.n_vcpus > 1:
                 stop_world(m, me)

@@ -144,7 +144,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
     Insn,
     OpInfo,
 )
-from cython.cimports.hostel.cpu.bt.leave import cold_code, cut, exit_to, leave, monitor_site, poll, side_exit
+from cython.cimports.hostel.cpu.bt.leave import cold_code, cut, exit_to, leave, monitor_site, poll, same_page, side_exit
 from cython.cimports.hostel.cpu.bt.mmu import lookup_exec, protect_page, raise_error
 from cython.cimports.hostel.cpu.bt.stack import fits32, gen_indirect, gen_pop, gen_push, gen_ret, push_value
 from cython.cimports.hostel.cpu.bt.stubs import align, off, vectors
@@ -154,6 +154,7 @@ from cython.cimports.hostel.cpu.bt.translation import (
     EA_XLAT,
     FLAGS_HOST,
     FLAGS_MEM,
+    MAX_FOLLOW,
     MAX_INSNS,
     Address,
     Translation,
@@ -462,12 +463,21 @@ def generate(t, i):
         if t.flags == FLAGS_MEM:
             emit_restore_flags(e)
             t.flags = FLAGS_HOST
+        if t.follows[i]:
+            align_link(e, 2)
+            side_exit(t, jcc_hole(e, insn.opcode & 15 ^ 1), next_pc)
+            return
         if target <= insn.pc and not t.single:
             poll(t, SK_POLL, insn.pc, S1)
         align_link(e, 2)
         side_exit(t, jcc_hole(e, insn.opcode & 15), target)
     elif kind == K_JMP:
         target = branch(t, insn)
+        if t.follows[i]:
+            # a loop that only goes round in its own block polls at the block's end
+            if target <= insn.pc and target != t.first_pc:
+                poll(t, SK_POLL, target, S1)
+            return
         exit_to(t, target, target <= insn.pc, False)
         t.done = True
     elif kind == K_CALL:
@@ -557,6 +567,23 @@ def ends_flow(insn):
     return ends_block(info)
 
 
+def follow(t, insn):
+    """Whether the block goes on at a jump's target: in the page, and for a conditional one only at the block's start.
+
+    A loop that comes to the block's start is unrolled as often as all of it has room.
+    """
+    kind: cython.int = table[insn.op].kind
+    target: uint64_t = insn.pc + insn.length + insn.imm
+    if not t.code64 or t.single or t.n > MAX_FOLLOW or (kind != K_JMP and kind != K_JCC):
+        return False
+    if target == t.first_pc:
+        if 2 * t.n - t.head > MAX_INSNS:
+            return False
+        t.head = t.n
+        return True
+    return kind == K_JMP and same_page(t, target)
+
+
 def find_slot(m, gpa):
     i: cython.int
     for i in range(m.n_slots):
@@ -613,13 +640,15 @@ def translate(m, c, gpa, mode):
     t.n_cold = 0
     t.done = False
     t.next_crosses = False
+    t.head = 0
     protect(m, gpa)
-    fetch(m, gpa, page, 4096 - at)
+    fetch(m, gpa & ~cython.cast(uint64_t, 4095), page, 4096)
     limit = 1 if t.single else MAX_INSNS
-    start: cython.int = at
+    low: cython.int = at
+    high: cython.int = at
     while t.n < limit:
         insn: cython.pointer(Insn) = cython.address(t.insns[t.n])
-        length = decode(insn, page + (at - start), 4096 - at, pc, code)
+        length = decode(insn, page + at, 4096 - at, pc, code)
         if length == 0:
             if t.n:
                 t.next_crosses = True
@@ -631,8 +660,8 @@ def translate(m, c, gpa, mode):
                 return 0
             gpa2 &= ~cython.cast(uint64_t, 4095)
             protect(m, gpa2)
-            fetch(m, gpa2, page + (4096 - at), 16)
-            length = decode(insn, page, 4096 - at + 15, pc, code)
+            fetch(m, gpa2, page + 4096, 16)
+            length = decode(insn, page + at, 4096 - at + 15, pc, code)
         if not t.code64 and length > 0 and pc + length - 1 > c.seg[CS].limit:
             if t.n:
                 break
@@ -644,12 +673,20 @@ def translate(m, c, gpa, mode):
             length = 0
         t.n += 1
         if length == 0:
-            at = min(at + 15, 4096)  # what made it undefined may change
+            high = max(high, min(at + 15, 4096))  # what made it undefined may change
             break
         pc = cut(t, pc + length, 8 if t.code64 else 4)
         at += length
+        high = max(high, at)
+        t.follows[t.n - 1] = gpa2 == 1 and follow(t, insn)
+        if t.follows[t.n - 1]:
+            pc = insn.pc + insn.length + insn.imm
+            at = cython.cast(cython.int, pc - t.first_pc + t.page_offset)
+            low = min(low, at)
+            continue
         if ends_flow(insn) or at >= 4096 or gpa2 != 1 or (code == 2 and pc > 0xFFFF):
             break
+    t.next_pc = pc
     liveness(t)
     plan(t)
 
@@ -705,8 +742,7 @@ def translate(m, c, gpa, mode):
         generate(t, i)
         i += 1
     if not t.done:
-        insn = cython.address(t.insns[t.n - 1])
-        exit_to(t, cut(t, insn.pc + insn.length, 8 if t.code64 else 4), False, t.next_crosses)
+        exit_to(t, t.next_pc, False, t.next_crosses)
     b.end = cython.cast(uint32_t, e.p - m.code)
     m.free = e.p
     e.p = m.cold_free
@@ -720,7 +756,8 @@ def translate(m, c, gpa, mode):
     mov_ri(e, S1, b.pc)
     jmp_to(e, m.look_up)
     m.cold_free = e.p
-    b.size = cython.cast(uint32_t, at - start)
+    b.low = (gpa & ~cython.cast(uint64_t, 4095)) + low
+    b.size = cython.cast(uint32_t, high - low)
     m.total_blocks += 1
     m.total_insns += t.n
     enlist(m, t.block)

@@ -7,6 +7,8 @@ from hostel.cpu.bt.vcpu cimport VCpu
 cdef enum:
     CHECK_LENGTH = 45            # bytes of address.check_access's look-up, from where it may be repeated to behind it
     MAX_INSNS = 48               # guest instructions a block
+    MAX_COLD = 256               # pieces of cold code: up to four an instruction, and the windows'
+    MAX_FOLLOW = 32              # no jump is followed behind so many instructions
     FLAGS_HOST = 0               # the guest's arithmetic flags are in the host's
     FLAGS_MEM = 1                # in VCpu.flags_saved (or dead)
     EA_PLAIN = 0
@@ -135,6 +137,9 @@ cdef struct Translation:         # one block in the making
     int n
     Insn insns[MAX_INSNS]
     uint16_t live[MAX_INSNS + 1] # flags live before each instruction
+    bint follows[MAX_INSNS]      # the block goes on at the target of this jump, taken
+    uint64_t next_pc             # what comes behind the last instruction
+    int head                     # where it last came to its own start
     bint next_crosses            # what follows the last instruction crosses into the next page
     Value values[MAX_INSNS + 1][16]  # what the registers hold before each instruction
     uint16_t epochs[MAX_INSNS + 1]
@@ -142,6 +147,6 @@ cdef struct Translation:         # one block in the making
     Window windows[MAX_WINDOWS]
     int n_windows
     int in_s1                    # the window whose host address is in s1, or -1
-    Cold cold[160]
+    Cold cold[MAX_COLD]
     int n_cold
     bint done                    # control does not flow past the last instruction
