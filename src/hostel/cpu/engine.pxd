@@ -50,6 +50,14 @@ cdef enum ExitReason:
     EXIT_SHUTDOWN = 4     # triple fault
     EXIT_KICK = 5         # kick() was called with stop_request set
     EXIT_ERROR = 6        # the engine cannot go on (its bug): see error()
+    EXIT_DEBUG = 7        # the debugger's: exit.data is a DEBUG_*, exit.address the breakpoint's or watchpoint's
+
+cdef enum:                # why EXIT_DEBUG; also what a watchpoint looks for, as bits
+    DEBUG_WRITE = 1
+    DEBUG_READ = 2
+    DEBUG_ACCESS = 3      # both
+    DEBUG_BREAK = 4       # before the instruction at a breakpoint
+    DEBUG_STEP = 5        # one instruction is done
 
 cdef struct Exit:
     int reason

@@ -172,6 +172,10 @@ class Vcpu:
         if stop:
             self.kick()
 
+    def debug_exit(self) -> tuple[str, int]:
+        """After EXIT_DEBUG: why (write, read, access, break, step) and the address."""
+        return ("", "write", "read", "access", "break", "step")[self.exit.data], self.exit.address
+
     def sleep(self, deadline_ns: int64_t):
         """Attach, set the alarm and wait for it or for a kick, as a vCPU's thread does; for tests."""
         with cython.nogil:

@@ -9,6 +9,7 @@ import signal
 
 import cython
 from cython.cimports.hostel.cpu.engine import (
+    EXIT_DEBUG,
     EXIT_HLT,
     EXIT_KICK,
     EXIT_MMIO,
@@ -17,7 +18,7 @@ from cython.cimports.hostel.cpu.engine import (
     EXIT_SHUTDOWN,
 )
 
-_NAMES = ("none", "pio", "mmio", "hlt", "shutdown", "kick", "error")
+_NAMES = ("none", "pio", "mmio", "hlt", "shutdown", "kick", "error", "debug")
 
 # What guest code may raise, and the engine's alarm; everything else is for the event loop's thread.
 _MINE = {signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGBUS, signal.SIGTRAP, signal.SIGRTMIN + 1}
@@ -37,7 +38,8 @@ class Runner:
         self.lapic_accesses = 0
 
     def run(self) -> str:
-        """Run until ``kick`` (``stop()`` was called), ``shutdown`` (a triple fault) or ``error``."""
+        """Run until ``kick`` (``stop()`` was called), ``shutdown`` (a triple fault), ``debug`` (``Vcpu.debug_exit``
+        tells why) or ``error``."""
         reason: cython.int
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals() - _MINE)
         with cython.nogil:
@@ -47,6 +49,8 @@ class Runner:
                 self.vcpu.detach()
         if reason == EXIT_KICK:
             return "kick"
+        if reason == EXIT_DEBUG:
+            return "debug"
         return "shutdown" if reason == EXIT_SHUTDOWN else "error"
 
     def stop(self, stop: cython.bint = True):

@@ -93,6 +93,7 @@ cdef enum:
     MAX_FAULTS = 1 << 20
     MAX_POOL = 1 << 18
     MAX_VCPUS = 16
+    MAX_BREAKS = 256             # a debugger's breakpoints
 
 # The translations of one machine, shared by its vCPUs. Written under `lock`; read without.
 cdef struct Cache:
@@ -137,6 +138,8 @@ cdef struct Cache:
     uint64_t n_invalidated
     uint64_t total_blocks
     uint64_t total_insns
+    uint64_t breaks[MAX_BREAKS]  # linear addresses at which no block goes on and none begins: a debugger waits there
+    int n_breaks
 
 # Where a place in the code memory runs
 cdef inline uint64_t text(const Cache* m, const uint8_t* p) noexcept nogil:
@@ -148,6 +151,7 @@ cdef uint32_t find(Cache* m, uint64_t gpa, uint64_t pc, uint32_t mode) noexcept 
 cdef uint32_t add_site(Cache* m, int kind, uint64_t pc, uint32_t block) noexcept nogil
 cdef void add_fault(Cache* m, uint8_t* host, uint32_t site, bint flags_in_host) noexcept nogil
 cdef Fault* find_fault(Cache* m, uint32_t host) noexcept nogil
+cdef bint is_break(Cache* m, uint64_t linear) noexcept nogil
 cdef bint full(Cache* m) noexcept nogil
 cdef void enlarge(Cache* m) noexcept nogil
 cdef void flush(Cache* m) noexcept nogil

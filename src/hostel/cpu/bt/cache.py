@@ -192,6 +192,15 @@ def find_fault(m, host):
     return cython.NULL
 
 
+def is_break(m, linear):
+    """Whether a debugger's breakpoint is there."""
+    i: cython.int
+    for i in range(m.n_breaks):
+        if m.breaks[i] == linear:
+            return True
+    return False
+
+
 def full(m):
     """Whether another block might not fit: one takes at most 32 KiB on either side and 512 entries of each table."""
     return (

@@ -47,6 +47,10 @@ ctypedef void (*stub_t)() noexcept nogil
 cdef enum:
     ALT_STACK = 1 << 16
 
+cdef enum:
+    STEP_KICK = 1                # with EXIT_KICK, for the slow twin
+    STEP_DEBUG = 2               # with EXIT_DEBUG, for a debugger
+
 cdef enum:                       # what the run loop does next
     GO_LOOKUP = 0                # find the block of c.rip
     GO_RESUME = 1                # c.host_pc is set
@@ -77,7 +81,9 @@ cdef class BtVcpu(Vcpu):
     cdef bint was_single         # what translated code runs is a block of one instruction
     cdef bint plain              # the next block is to be one without windows
     cdef bint held               # the world is stopped for a split atomic access
-    cdef bint one_step           # return after a single instruction
+    cdef int one_step            # return after a single instruction: STEP_*
+    cdef bint step_irq           # and let interrupts come before it
+    cdef int watched             # 1 + the number of the watchpoint that the present instruction has met
     cdef public bint catch_exceptions   # run() returns EXIT_KICK instead of delivering an exception
     cdef int run(self) noexcept nogil
     cdef void kick(self) noexcept nogil
@@ -99,6 +105,7 @@ cdef class BtVcpu(Vcpu):
     cdef int staged(self) noexcept nogil
     cdef bint breakpoint(self, uint64_t linear) noexcept nogil
     cdef void watch(self, uint64_t va, uint64_t size, int access) noexcept nogil
+    cdef int debug_exit_for(self, int why, uint64_t address) noexcept nogil
     cdef void watch_run(self, uint64_t before, uint64_t after, int access) noexcept nogil
     cdef int refuse(self) noexcept nogil
     cdef int alone(self) noexcept nogil

@@ -19,6 +19,7 @@ from cython.cimports.hostel.base.clock import rdtsc
 from cython.cimports.hostel.bus.space import Region
 from cython.cimports.hostel.cpu.bt import mmu
 from cython.cimports.hostel.cpu.bt.cache import (
+    MAX_BREAKS,
     MODE_SINGLE,
     SITE_ALIGNED,
     SITE_ATOMIC,
@@ -46,6 +47,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     flush,
     full,
     invalidate,
+    is_break,
     pthread_mutex_lock,
     pthread_mutex_unlock,
     resume_world,
@@ -97,6 +99,7 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     raise_exception,
 )
 from cython.cimports.hostel.cpu.bt.piecewise import peek, read_pieces, stage, writable, write_pieces
+from cython.cimports.hostel.cpu.bt.segment import update_mode
 from cython.cimports.hostel.cpu.bt.strings import STRING_ASK, STRING_DONE, STRING_MORE, run_string
 from cython.cimports.hostel.cpu.bt.stubs import prepare, second_hash
 from cython.cimports.hostel.cpu.bt.system import (
@@ -119,6 +122,7 @@ from cython.cimports.hostel.cpu.bt.translate import translate
 from cython.cimports.hostel.cpu.bt.translation import CHECK_LENGTH, FLAGS_HOST
 from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_READ,
+    ACCESS_RW,
     ACCESS_WRITE,
     FL_ARITH,
     FL_IF,
@@ -140,6 +144,11 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
 )
 from cython.cimports.hostel.cpu.bt.x86 import CR0_EM
 from cython.cimports.hostel.cpu.engine import (
+    DEBUG_BREAK,
+    DEBUG_READ,
+    DEBUG_STEP,
+    DEBUG_WRITE,
+    EXIT_DEBUG,
     EXIT_ERROR,
     EXIT_HLT,
     EXIT_KICK,
@@ -292,6 +301,28 @@ class BtEngine:
                 invalidate(cython.address(self.cache), cython.NULL, gpa, n)
             gpa += n
 
+    def set_points(self, breaks: list, watches: list):
+        """A debugger's breakpoints (linear addresses) and watchpoints ((linear address, bytes, DEBUG_*)), in place of
+        those before. The guest sees nothing of them, in memory or in DR0 to DR7. No vCPU is running."""
+        m: cython.pointer(Cache) = cython.address(self.cache)
+        i: cython.int
+        j: cython.int
+        if len(breaks) > MAX_BREAKS or len(watches) > 16:
+            raise MachineError(f"{MAX_BREAKS} breakpoints and 16 watchpoints are the most")
+        for i in range(len(breaks)):
+            m.breaks[i] = breaks[i]
+        m.n_breaks = len(breaks)
+        for i in range(m.n_vcpus):
+            c: cython.pointer(VCpu) = m.vcpus[i]
+            for j in range(len(watches)):
+                c.watch_address[j], c.watch_length[j], c.watch_kind[j] = watches[j]
+            c.watch_count = len(watches)
+            update_mode(c)
+        with cython.nogil:
+            pthread_mutex_lock(cython.address(m.lock))
+            flush(m)  # whatever was translated without these breakpoints
+            pthread_mutex_unlock(cython.address(m.lock))
+
     def translations(self, since: cython.uint = 0) -> tuple:
         """What lies in the code memory, for profilers: (epoch, position, pieces).
 
@@ -441,13 +472,24 @@ class BtVcpu(Vcpu):
         c.exception_pending = 0
         return (c.exc_vector, c.exc_error if c.exc_has_error else None, c.exc_cr2 if c.exc_vector == 14 else None)
 
+    def debug_step(self, interrupts: cython.bint):
+        """The next run ends with EXIT_DEBUG behind one instruction; ``interrupts`` may come before it or not. One that
+        halts waits for them in any case. The vCPU is not running."""
+        self.single = True
+        self.one_step = STEP_DEBUG
+        self.step_irq = interrupts or self.c.halted != 0 or self.c.wait_sipi != 0
+
+    def debug_go(self):
+        """Take a step that hasn't come to its end back. The vCPU is not running."""
+        self.one_step = 0
+
     def step_py(self) -> tuple:
         """The slow twin: run one instruction alone, then as ``run_py``."""
         self.single = True
-        self.one_step = True
+        self.one_step = STEP_KICK
         out = self.run_py()
         self.single = False  # an exception may have come first
-        self.one_step = False
+        self.one_step = 0
         return out
 
     def registers(self) -> dict:
@@ -589,7 +631,7 @@ class BtVcpu(Vcpu):
             c.irq_wait = vector >= 0 and not c.eflags & FL_IF
             if vector < 0:
                 self.irq_check = False
-            elif c.eflags & FL_IF:
+            elif c.eflags & FL_IF and (self.one_step != STEP_DEBUG or self.step_irq):
                 if c.inhibit:
                     self.single = True  # one instruction first
                 else:
@@ -609,6 +651,7 @@ class BtVcpu(Vcpu):
     def loop(self):
         c: cython.pointer(VCpu) = self.c
         m: cython.pointer(Cache) = self.m
+        met: cython.int
         go: cython.int
         # the answer to the exit that the caller has just handled
         if self.io_wait:
@@ -628,12 +671,20 @@ class BtVcpu(Vcpu):
             if self.held and not self.single:
                 self.release()
             # an instruction that has had answers from devices goes on before anything else
-            if not (self.single and c.mmio_answers) and self.events():
-                return c.io.reason
+            if not (self.single and c.mmio_answers):
+                if self.watched:
+                    met = self.watched - 1
+                    self.watched = 0
+                    self.one_step = 0
+                    return self.debug_exit_for(c.watch_kind[met], c.watch_address[met])
+                if self.events() and (c.io.reason != EXIT_HLT or self.one_step != STEP_DEBUG or self.single):
+                    return c.io.reason
             if self.one_step and not self.single:
-                self.one_step = False
                 c.io.reason = EXIT_KICK
-                return EXIT_KICK
+                if self.one_step == STEP_DEBUG:
+                    self.debug_exit_for(DEBUG_STEP, c.rip)
+                self.one_step = 0
+                return c.io.reason
             go = self.find_block()
             if go == GO_LOOKUP:
                 continue
@@ -715,6 +766,10 @@ class BtVcpu(Vcpu):
                 raise_error(c, X_GP, 0)
                 return GO_LOOKUP
             linear = cython.cast(uint32_t, linear + c.seg[CS].base)
+        if m.n_breaks and self.one_step != STEP_DEBUG and not (single and c.mmio_answers) and is_break(m, linear):
+            self.single = single
+            self.debug_exit_for(DEBUG_BREAK, linear)
+            return GO_EXIT
         if mode & MODE_DEBUG and self.breakpoint(linear):
             return GO_LOOKUP
         if lookup_exec(c, linear, cython.address(gpa)):
@@ -987,12 +1042,19 @@ class BtVcpu(Vcpu):
         return hits != 0
 
     def watch(self, va, size, access):
-        """Note the data breakpoints that an access meets: writes (R/W = 1), or reads and writes (3)."""
+        """Note the data breakpoints that an access meets: writes (R/W = 1), reads and writes (3); a debugger's."""
         c: cython.pointer(VCpu) = self.c
         i: cython.int
+        wanted: cython.int = DEBUG_READ if access == ACCESS_READ else DEBUG_WRITE
         kind: cython.int
         length: uint64_t
         at: uint64_t
+        if access == ACCESS_RW:
+            wanted |= DEBUG_READ
+        for i in range(c.watch_count):
+            at = c.watch_address[i]
+            if c.watch_kind[i] & wanted and at < va + size and va < at + c.watch_length[i]:
+                self.watched = i + 1
         for i in range(4):
             if not c.dr[7] >> (2 * i) & 3:
                 continue
@@ -1004,6 +1066,13 @@ class BtVcpu(Vcpu):
             if kind == 3 or (kind == 1 and access != ACCESS_READ):
                 if at < va + size and va < at + length:
                     c.debug_hits |= cython.cast(uint32_t, 1) << i
+
+    def debug_exit_for(self, why, address):
+        """What run() is to return to a debugger."""
+        self.c.io.reason = EXIT_DEBUG
+        self.c.io.data = why
+        self.c.io.address = address
+        return EXIT_DEBUG
 
     def watch_run(self, before, after, access):
         """Data breakpoints that a string instruction met on its way from one address to another (as if upwards)."""

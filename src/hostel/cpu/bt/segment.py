@@ -117,7 +117,7 @@ def update_mode(c):
         mode |= MODE_DF
     if c.eflags & FL_TF:
         mode |= MODE_TF
-    if c.dr[7] & 0xFF:
+    if c.dr[7] & 0xFF or c.watch_count:
         mode |= MODE_DEBUG
     c.mode = mode
 

@@ -41,6 +41,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     add_fault,
     add_site,
     enlist,
+    is_break,
 )
 from cython.cimports.hostel.cpu.bt.decode import decode, table
 from cython.cimports.hostel.cpu.bt.emit import (
@@ -647,6 +648,8 @@ def translate(m, c, gpa, mode):
     low: cython.int = at
     high: cython.int = at
     while t.n < limit:
+        if m.n_breaks and t.n and is_break(m, pc if t.code64 else cython.cast(uint32_t, pc + c.seg[CS].base)):
+            break
         insn: cython.pointer(Insn) = cython.address(t.insns[t.n])
         length = decode(insn, page + at, 4096 - at, pc, code)
         if length == 0:

@@ -79,7 +79,7 @@ cdef enum:
     MODE_LONG = 2048          # EFER.LMA
     MODE_TSD = 4096           # CR4.TSD and CPL 3: rdtsc raises #GP
     MODE_PE = 8192            # CR0.PE
-    MODE_DEBUG = 0x20000      # DR7 enables a breakpoint: one instruction a block, and every access is looked at
+    MODE_DEBUG = 0x20000      # DR7 enables a breakpoint, or a debugger watches: one instruction a block, and every access is looked at
     MODE_PLAIN = 0x40000      # translated without windows: where one has failed
     MODE_RING12 = 0x10000     # CPL 1 or 2: neither a kernel's nor a program's fast paths
 
@@ -227,6 +227,10 @@ cdef struct VCpu:
     uint64_t fast_ss[2]
     # -- run.py's own
     uint64_t n_monitor[128]                  # instructions that the monitor ran, by OpInfo.system; 0: strings
+    uint64_t watch_address[16]               # a debugger's watchpoints: which bytes, and DEBUG_* what to do with them
+    uint64_t watch_length[16]
+    uint8_t watch_kind[16]
+    int32_t watch_count
     uint32_t debug_hits                      # data breakpoints that the present instruction has met, as in DR6
     uint32_t irq_wait                        # 1: an interrupt waits for IF, so that STI must come to the monitor
     volatile int in_guest                    # 1 while translated code runs: see cache.stop_world
