@@ -37,6 +37,21 @@ def start(fake, tmp_path):
     return start
 
 
+@pytest.fixture
+def bare(fake, monkeypatch):
+    """``bare(cpus=1)``: a running VM that is the translator and a guest of a few instructions (bare_worker)."""
+    from hostel.client.vm import VM
+
+    monkeypatch.setattr(launch, "WORKER", "bare_worker")
+
+    def start(name="bare", **more):
+        folder = store.create(VmSpec(name=name, kernel="/none", agent=False, **more))
+        launch.start(folder, held=False)
+        return VM(folder)
+
+    return start
+
+
 @pytest.fixture(scope="session")
 def micro():
     """The micro image of this machine, made if need be; where that can't be, its tests are skipped."""

@@ -11,7 +11,7 @@ import importlib
 # What a positional argument's metavar completes to.
 _VMS = "hostel ps --quiet 2>/dev/null"
 _IMAGES = "hostel image ls --quiet 2>/dev/null"
-_FILES = ("--kernel", "--initrd", "--symbols")
+_FILES = ("--kernel", "--initrd", "--symbols", "--socket")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

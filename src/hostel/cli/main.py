@@ -15,6 +15,7 @@ COMMANDS = {
     "exec": ("hostel.cli.exec", "run a command in a running VM"),
     "console": ("hostel.cli.console", "be on a running VM's console; Ctrl-] leaves"),
     "logs": ("hostel.cli.logs", "show what a VM wrote to its console"),
+    "debug": ("hostel.cli.debug", "let gdb debug what runs in a VM"),
     "inspect": ("hostel.cli.inspect", "show everything about a VM, its counters too"),
     "start": ("hostel.cli.start", "start VMs that have stopped"),
     "stop": ("hostel.cli.stop", "have VMs power off"),

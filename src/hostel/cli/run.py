@@ -23,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default="bt", choices=["bt"], help="what runs guest code (default: bt)")
     parser.add_argument("-d", "--detach", action="store_true", help="in the background; prints the VM's name")
     parser.add_argument("--rm", action="store_true", help="remove the VM when it ends, though it has a name")
+    parser.add_argument("--debug", action="store_true", help="wait for 'hostel debug' at the first instruction")
     parser.add_argument("--perf-map", action="store_true", help="keep /tmp/perf-PID.map: perf then names guest code")
     parser.add_argument("--symbols", metavar="FILE", help="names for it: a System.map, or the guest's /proc/kallsyms")
     parser.add_argument("-T", "--no-tty", action="store_true", help="no terminal for COMMAND, even on a terminal")
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     vm = VM.run(
         args.image, name=args.name, cpus=args.cpus, memory=args.memory, kernel=args.kernel, initrd=args.initrd,
         append=args.append, engine=args.engine, detach=args.detach, rm=args.rm or None,
-        command=command if args.detach else (), perf_map=args.perf_map, symbols=args.symbols,
+        command=command if args.detach else (), debug=args.debug, perf_map=args.perf_map, symbols=args.symbols,
     )
     if args.detach:
         print(vm.name)
@@ -52,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     with vm:
         if command:
             return run_in(vm, command, no_tty=args.no_tty)
-        if on_terminal:
+        if args.debug:
+            print(f"hostel: '{vm.name}' waits for a debugger: hostel debug {vm.name}", file=sys.stderr)
+        elif on_terminal:
             print(f"hostel: booting '{vm.name}'; Ctrl-] leaves it, 'poweroff' ends it", file=sys.stderr)
         from hostel.cli.console import be_on
 

@@ -1,5 +1,6 @@
 """A client's connection to a VM's control socket (spec/rpc)."""
 
+import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,21 @@ class Connection:
                 return
             if message.get("method") == "event":
                 yield message["params"]
+
+    def arrived(self) -> list[dict]:
+        """The events that are here; waits only for the rest of one. ``Gone`` once the worker has ended."""
+        self.sock.settimeout(None)
+        while b"\n" in self._lines or select.select([self.sock], [], [], 0)[0]:
+            try:
+                message = self._message()
+            except (Gone, ConnectionError) as e:
+                if self._events:
+                    break  # its last words first
+                raise Gone(f"'{self.name}' has ended; 'hostel ps' tells how") from e
+            if message.get("method") == "event":
+                self._events.append(message["params"])
+        events, self._events = self._events, []
+        return events
 
     def upgrade(self, method: str, **params: Any) -> tuple[socket.socket, bytes]:
         """Turn the connection into frames (spec/stream); the socket and what was read beyond the reply."""

@@ -20,6 +20,7 @@ import msgspec
 from hostel.base.errors import MachineError, UsageError
 from hostel.client.bridge import Bridge
 from hostel.client.connection import Connection, Gone
+from hostel.client.debugger import Debugger
 from hostel.spec import vm as spec_vm
 from hostel.spec.vm import VmSpec, VmState
 from hostel.vm import launch, store
@@ -69,6 +70,7 @@ class VM:
         command: Sequence[str] = (),
         detach: bool = False,
         rm: bool | None = None,
+        debug: bool = False,
         perf_map: bool = False,
         symbols: str | None = None,
     ) -> "VM":
@@ -77,7 +79,8 @@ class VM:
         Without ``kernel`` it boots ``image`` (default: micro), which is made on first use; with it, and no
         image, only what is given. It ends with this process or the ``with`` block unless ``detach``, and is
         removed then unless it has a ``name`` (``rm`` says otherwise). ``command`` is run in the guest once
-        that is up, and the VM ends with it. ``perf_map`` keeps /tmp/perf-PID.map for perf(1), with names from
+        that is up, and the VM ends with it. With ``debug`` it waits for a debugger at its first instruction.
+        ``perf_map`` keeps /tmp/perf-PID.map for perf(1), with names from
         ``symbols`` (a System.map, or the guest's /proc/kallsyms). Raises HostelError.
         """
         spec = make_spec(
@@ -87,6 +90,7 @@ class VM:
             raise UsageError("a command needs hostel's agent in the guest: name an image beside the kernel")
         spec.remove = (name is None and not detach) if rm is None else rm
         spec.command = list(command)
+        spec.debug = debug
         spec.perf_map = perf_map
         if symbols is not None:
             spec.symbols = _file(symbols, "file of symbols")
@@ -227,6 +231,10 @@ class VM:
         while self._folder.owned() and time.monotonic() < deadline:
             time.sleep(0.005)
         return state
+
+    def debug(self) -> Debugger:
+        """Stop it and look into it, until that is closed."""
+        return Debugger(self.folder)
 
     # -- ending
 

@@ -5,7 +5,7 @@ worker says unasked is a notification named ``event``. After the reply to ``exec
 connection is no longer JSON: both sides speak frames (spec/stream).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -41,7 +41,7 @@ class Reply(msgspec.Struct):
 
 
 class Event(msgspec.Struct):
-    """``params["event"]``: state, stopped, reset, agent; further keys depend on it."""
+    """``params["event"]``: state, stopped, reset, agent, debug; further keys depend on it."""
 
     params: dict[str, Any]
     method: str = "event"
@@ -88,6 +88,64 @@ class Resize(msgspec.Struct, forbid_unknown_fields=True):
     cols: int
 
 
+class Debug(msgspec.Struct, forbid_unknown_fields=True):
+    """Become the VM's debugger: it stops, and this connection is told what it meets. Ends with the connection."""
+
+
+class DebugVcpu(msgspec.Struct, forbid_unknown_fields=True):
+    vcpu: int
+
+
+class DebugSetState(msgspec.Struct, forbid_unknown_fields=True):
+    """``state``: a VcpuState (hostel.cpu.state). Its clocks are ignored."""
+
+    vcpu: int
+    state: dict[str, Any]
+
+
+class DebugTranslate(msgspec.Struct, forbid_unknown_fields=True):
+    vcpu: int
+    address: int
+
+
+class DebugRead(msgspec.Struct, forbid_unknown_fields=True):
+    """Memory as ``vcpu`` sees it, or by physical address. Less than ``size`` bytes: the next can't be read."""
+
+    vcpu: int
+    address: int
+    size: int
+    physical: bool = False
+
+
+class DebugWrite(msgspec.Struct, forbid_unknown_fields=True):
+    vcpu: int
+    address: int
+    data: bytes
+    physical: bool = False
+
+
+class Watch(msgspec.Struct, forbid_unknown_fields=True):
+    address: int
+    length: int
+    kind: Literal["write", "read", "access"]
+
+
+class DebugPoints(msgspec.Struct, forbid_unknown_fields=True):
+    """Where to stop: before instructions at linear addresses, behind those that touch watched bytes."""
+
+    breaks: list[int] = []
+    watches: list[Watch] = []
+
+
+class DebugGo(msgspec.Struct, forbid_unknown_fields=True):
+    """Let vCPUs run: all, or ``only`` those. ``step``: these do one instruction, before which interrupts may come or
+    not."""
+
+    only: list[int] | None = None
+    step: list[int] = []
+    interrupts: bool = False
+
+
 PARAMS: dict[str, type[msgspec.Struct]] = {
     "status": Nothing,         # -> VmState
     "inspect": Nothing,        # -> spec, state, statistics
@@ -102,4 +160,13 @@ PARAMS: dict[str, type[msgspec.Struct]] = {
     "console": Console,        # -> upgrades the connection
     "exec": Exec,              # -> upgrades the connection
     "resize": Resize,
+    "debug": Debug,            # -> {"vcpus": N}; "debug" events follow, and the methods below may be called
+    "debug_state": DebugVcpu,  # -> VcpuState
+    "debug_set_state": DebugSetState,
+    "debug_translate": DebugTranslate,  # -> physical address or null
+    "debug_read": DebugRead,   # -> base64
+    "debug_write": DebugWrite,  # -> bytes written
+    "debug_points": DebugPoints,
+    "debug_go": DebugGo,
+    "debug_interrupt": Nothing,
 }

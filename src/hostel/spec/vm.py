@@ -30,6 +30,7 @@ class VmSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     remove: bool = False          # the VM's folder goes when the VM ends
     command: list[str] = []       # run in the guest once it is up; the VM ends with it
     perf_map: bool = False        # keep /tmp/perf-PID.map for perf(1)
+    debug: bool = False           # it stands still at its start, until a debugger lets it go on
     symbols: str | None = None    # names for the guest's addresses: a System.map, or its /proc/kallsyms
 
 

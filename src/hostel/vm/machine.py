@@ -4,8 +4,8 @@ A machine lives from power-on to power-off or reset; a reset is another machine 
 that nothing of the old one can be left. Its vCPU threads exist while it runs, not while it stands still:
 ``stop`` ends them all, ``start`` makes new ones.
 
-``on_event(machine, what)`` is called from vCPU threads: ``poweroff``, ``reset``, ``triple fault`` or
-``error: ...``. The methods are for the loop's thread.
+``on_event(machine, what)`` is called from vCPU threads: ``poweroff``, ``reset``, ``triple fault``,
+``debug`` (look at ``debug_met``) or ``error: ...``. The methods are for the loop's thread.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,7 @@ class Machine:
         self._timers: set[Timer] = set()
         self._threads: list[threading.Thread] = []
         self._stopping = False
+        self.debug_met: deque[tuple[int, str, int]] = deque()  # (vCPU, why, address): Vcpu.debug_exit
         layout = memmap.build(spec.memory)
         self.ram = Ram()
         for start, size in layout.slots:
@@ -93,14 +95,15 @@ class Machine:
         enter(vcpus[0], boot)
         heap.trim()  # the kernel was here three times over
 
-    def start(self) -> None:
-        """Let the vCPUs run."""
+    def start(self, only: list[int] | None = None) -> None:
+        """Let the vCPUs run, or some of them."""
         self._stopping = False
         for runner in self._runners:
             runner.stop(False)
         self._threads = [
             threading.Thread(target=self._run, args=(index, runner), name=f"vcpu{index}")
             for index, runner in enumerate(self._runners)
+            if only is None or index in only
         ]
         for thread in self._threads:
             thread.start()
@@ -159,6 +162,9 @@ class Machine:
         reason = runner.run()
         if reason == "shutdown":
             self._tell("triple fault")
+        elif reason == "debug":
+            self.debug_met.append((index, *runner.vcpu.debug_exit()))
+            self._tell("debug")
         elif reason == "error":
             registers = runner.vcpu.registers()
             print(f"worker: vCPU {index} can't go on: {registers}", file=sys.stderr)

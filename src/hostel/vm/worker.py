@@ -30,6 +30,7 @@ from hostel.spec.vm import VmState
 from hostel.vm import confine
 from hostel.vm.console import Console, Log
 from hostel.vm.control import Connection, Later, Server, Upgrade, listen
+from hostel.vm.debug import Debugger
 from hostel.vm.exec import Exec
 from hostel.vm.perfmap import PerfMap
 from hostel.vm.store import Folder
@@ -78,6 +79,7 @@ class Worker:
         self.console.on_ready = self._read_console
         self.exec = Exec(self.loop, self._agent_ready)
         self._window = (0, 0)
+        self.debugger = Debugger(lambda: self.machine, self.spec.name)
         self._perf_map: PerfMap | None = None
 
     def start(self) -> None:
@@ -90,10 +92,11 @@ class Worker:
             self._perf_map = PerfMap(self.loop, lambda: self.machine.engine, symbols)
         self.confinement = confine.confine(self.folder.path, self.files.pin(), profiled=self.spec.perf_map)
         self._connect()
-        self.machine.start()
+        if not self.spec.debug:
+            self.machine.start()
         if self._perf_map:
             self._perf_map.start()
-        self.state.state = "running"
+        self.state.state = "paused" if self.spec.debug else "running"
         self.state.started = self._last_start = time.time()
         self.folder.write_state(self.state)
         if self._leash >= 0:
@@ -171,13 +174,15 @@ class Worker:
     # -- what the machine reports
 
     def _machine_event(self, machine: Any, what: str) -> None:
-        """From any thread: ``poweroff``, ``reset``, ``triple fault``, or ``error: ...``."""
+        """From any thread: ``poweroff``, ``reset``, ``triple fault``, ``debug`` or ``error: ...``."""
         self.loop.call_soon_threadsafe(lambda: self._handle(machine, what))
 
     def _handle(self, machine: Any, what: str) -> None:
         if self.ended or machine is not self.machine:
             return
-        if what == "poweroff":
+        if what == "debug":
+            self.debugger.met()
+        elif what == "poweroff":
             self._end("poweroff")
         elif what in ("reset", "triple fault"):
             # Later, when nothing here refers to the old machine any more: its memory must go before another comes.
@@ -210,7 +215,9 @@ class Worker:
         self.machine = self._machine_type(self.spec, self.files, self.loop, self._machine_event)
         self._connect()
         self.server.event(event="reset", reason=why)
-        if not paused:
+        if self.debugger.attached:
+            self.debugger.replaced()
+        elif not paused:
             self.machine.start()
 
     def _drain(self) -> None:
@@ -225,6 +232,7 @@ class Worker:
             return
         self.ended = True
         self.machine.stop()
+        self.debugger.close()
         if self._perf_map:
             self._perf_map.update()
         self._drain()
@@ -279,6 +287,7 @@ class Worker:
             "spec": msgspec.to_builtins(self.spec),
             "state": msgspec.to_builtins(self.state),
             "agent": self.exec.ready,
+            "debugger": self.debugger.attached,
             "confinement": self.confinement,
             "statistics": {
                 **({} if self.ended else self.machine.statistics()),
@@ -312,6 +321,7 @@ class Worker:
 
     def do_pause(self, connection: Connection, params: rpc.Nothing) -> bool:
         self._must_live()
+        self._must_be_free()
         if self.state.state == "running":
             self.machine.stop()
             self._set_state("paused")
@@ -319,6 +329,7 @@ class Worker:
 
     def do_resume(self, connection: Connection, params: rpc.Nothing) -> bool:
         self._must_live()
+        self._must_be_free()
         if self.state.state == "paused":
             self.machine.start()
             self._set_state("running")
@@ -332,7 +343,7 @@ class Worker:
 
     def do_stop(self, connection: Connection, params: rpc.Stop) -> bool:
         self._must_live()
-        if self.state.state == "paused":
+        if self.state.state == "paused" and not self.debugger.attached:
             self.do_resume(connection, rpc.Nothing())
         asked = self.exec.power_off() or self.machine.press_power_button()
         grace = max(0.0, params.grace) if asked else 0.0
@@ -358,6 +369,55 @@ class Worker:
     def do_resize(self, connection: Connection, params: rpc.Resize) -> bool:
         self._resized(params.rows, params.cols)
         return True
+
+    # -- a debugger's (vm/debug)
+
+    def do_debug(self, connection: Connection, params: rpc.Debug) -> dict:
+        self._must_live()
+
+        def let_go() -> None:
+            if self.state.state == "running" and not self.ended:
+                self.machine.start()
+
+        return self.debugger.attach(connection, self.state.state == "running", let_go)
+
+    def do_debug_state(self, connection: Connection, params: rpc.DebugVcpu) -> dict:
+        return self._debugger(connection).state(params.vcpu)
+
+    def do_debug_set_state(self, connection: Connection, params: rpc.DebugSetState) -> bool:
+        return self._debugger(connection).set_state(params.vcpu, params.state)
+
+    def do_debug_translate(self, connection: Connection, params: rpc.DebugTranslate) -> int | None:
+        return self._debugger(connection).translate(params.vcpu, params.address)
+
+    def do_debug_read(self, connection: Connection, params: rpc.DebugRead) -> bytes:
+        return self._debugger(connection).read(params)
+
+    def do_debug_write(self, connection: Connection, params: rpc.DebugWrite) -> int:
+        return self._debugger(connection).write(params)
+
+    def do_debug_points(self, connection: Connection, params: rpc.DebugPoints) -> bool:
+        return self._debugger(connection).points(params.breaks, params.watches)
+
+    def do_debug_go(self, connection: Connection, params: rpc.DebugGo) -> bool:
+        debugger = self._debugger(connection)
+        debugger.go(params)
+        if self.state.state == "paused":
+            self._set_state("running")
+        return True
+
+    def do_debug_interrupt(self, connection: Connection, params: rpc.Nothing) -> bool:
+        return self._debugger(connection).interrupt()
+
+    def _debugger(self, connection: Connection) -> Debugger:
+        self._must_live()
+        if not self.debugger.held_by(connection):
+            raise MachineError("this connection isn't the debugger's: call 'debug' first")
+        return self.debugger
+
+    def _must_be_free(self) -> None:
+        if self.debugger.attached:
+            raise MachineError(f"a debugger holds '{self.spec.name}'")
 
     def _must_live(self) -> None:
         if self.ended:

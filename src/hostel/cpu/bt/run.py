@@ -436,6 +436,24 @@ class BtVcpu(Vcpu):
         """The architectural state (``hostel.cpu.state``); the vCPU is not running."""
         return save(self.c, now if now else rdtsc())
 
+    def change_state(self, state):
+        """As ``load_state``, for debuggers: the clocks go on as if nothing had been, and a state that can't be loaded
+        changes nothing."""
+        c: cython.pointer(VCpu) = self.c
+        now: uint64_t = rdtsc()
+        offset: uint64_t = c.tsc_offset
+        origin: uint64_t = c.clock_origin
+        before = save(c, now)
+        state.tsc, state.clock_ns = before.tsc, before.clock_ns
+        try:
+            self.load_state(state, now)
+        except MachineError:
+            self.load_state(before, now)
+            raise
+        finally:
+            c.tsc_offset = offset
+            c.clock_origin = origin
+
     def reset(self):
         """Power-on state again (reboot); the vCPU is not running."""
         with cython.nogil:
