@@ -82,7 +82,7 @@ class Space:
 class Guest:
     """The translator's side of the oracle test. ``supervisor``: at CPL 0, where most instructions do the same."""
 
-    CODE_GPA, DATA_GPA, STACK_GPA = 0x200000, 0x400000, 0x500000
+    CODE_GPA, DATA_GPA, STACK_GPA, OWN_GPA = 0x200000, 0x400000, 0x500000, 0x600000
     TABLES = 0xFFFF_FE00_0000_0000  # where Linux has GDT and TSS
 
     def __init__(self, seed: int, cpus: int = 1, supervisor: bool = False):
@@ -92,12 +92,13 @@ class Guest:
         for selector, (limit, attributes) in _DESCRIPTORS.items():
             self.ram.write(GDT + (selector & ~7), struct.pack("<Q", descriptor(0, limit, attributes)))
         space = Space(self.ram)
-        space.map(oracle.CODE, self.CODE_GPA, oracle.BATCH * oracle.SLOT, P | U)
+        space.map(oracle.CODE, self.CODE_GPA, oracle.SLOTS * oracle.SLOT, P | U)
         for va, gpa, size, flags in (
             (oracle.DATA, self.DATA_GPA, 0x2000, P | W | U | NX),
             (oracle.READONLY, self.DATA_GPA + 0x2000, 0x1000, P | U | NX),
             (oracle.DATA + 0x4000, self.DATA_GPA + 0x4000, 0x1000, P | W | U | NX),
             (oracle.STACK, self.STACK_GPA, 0x2000, P | W | U | NX),
+            (oracle.OWN, self.OWN_GPA, oracle.SLOT, P | W | U),
         ):
             space.map(va, gpa, size, flags)
         space.map(self.TABLES, GDT, flags=P | W)
@@ -105,10 +106,12 @@ class Guest:
             code16 = descriptor(oracle.CODE + (i << 16), 0xFFFF, 0xFB)
             self.ram.write(GDT + 0xA00 + 8 * i, struct.pack("<Q", code16))
         self.ram.write(GDT + 0xA00 + 8 * 16, struct.pack("<Q", descriptor(oracle.DATA, 0xFFFFF, 0x80F3)))
+        self.ram.write(GDT + 0xA00 + 8 * 17, struct.pack("<Q", descriptor(oracle.OWN, 0xFFFF, 0xFB)))
         self.ram.write(GDT + 0x800 + 102, b"\xff\xff")  # the TSS has no I/O map
         self.ram.write(self.DATA_GPA + 0x2000, oracle.readonly_page())
         self.images = oracle.images(seed)
-        self.code = self.ram.view(self.CODE_GPA, oracle.BATCH * oracle.SLOT)
+        self.code = self.ram.view(self.CODE_GPA, oracle.SLOTS * oracle.SLOT)
+        self.own = self.ram.view(self.OWN_GPA, oracle.SLOT)
         self.memory = [
             (self.ram.view(self.DATA_GPA, 0x2000), 0, 0x2000),
             (self.ram.view(self.DATA_GPA + 0x4000, 0x1000), 0x2000, 0x3000),
@@ -123,7 +126,7 @@ class Guest:
         s.cr3 = space.cr3
         s.gdtr = st.Table(self.TABLES, 0x7F)
         s.tr = st.Segment(0x40, self.TABLES + 0x800, 0x67, 0x8B)
-        s.ldtr = st.Segment(0x50, self.TABLES + 0xA00, 17 * 8 - 1, 0x82)
+        s.ldtr = st.Segment(0x50, self.TABLES + 0xA00, 18 * 8 - 1, 0x82)
         s.wait_sipi = False
         if supervisor:
             self.code64, self.code32, data = segment(KERNEL_CODE), segment(KERNEL_CODE32), segment(KERNEL_DATA)
@@ -133,13 +136,16 @@ class Guest:
         self.data = data
         self.data16 = st.Segment(0x87, oracle.DATA, 0xFFFFFFFF, 0x80F3)
         s.segments = [data, self.code64, data, data, self.fs, self.gs]
+        self.there = (0, b"")
         self.running = 0
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _prepare(self, case: oracle.Case) -> None:
         at = case.base - oracle.CODE
-        self.engine.invalidate(self.CODE_GPA + at, oracle.SLOT)
-        self.code[at : at + oracle.SLOT] = case.page
+        if not case.writable and (case.base, case.code) != self.there:  # the next state may run the same translations
+            self.engine.invalidate(self.CODE_GPA + at, oracle.SLOT)
+            self.code[at : at + oracle.SLOT] = case.page
+            self.there = case.base, case.code
         self._memory(case)
         self._load(case)
 
@@ -147,6 +153,9 @@ class Guest:
         image = self.images[case.image]
         for view, start, end in self.memory:
             view[:] = image[start:end]
+        if case.writable:
+            self.engine.invalidate(self.OWN_GPA, oracle.SLOT)
+            self.own[:] = case.page
         for address, value in case.patches:
             view, at = self._where(address)
             view[at : at + 8] = struct.pack("<Q", value)
@@ -165,9 +174,10 @@ class Guest:
         s.segments[1] = self.code64 if case.mode == 8 else self.code32
         s.segments[0] = s.segments[3] = self.data
         if case.mode == 2:
-            number = oracle.code_segment(case.number)
+            number = oracle.code_segment(case)
             attributes = 0x9B if self.supervisor else 0xFB
-            s.segments[1] = st.Segment(number << 3 | 7, oracle.CODE + (number << 16), 0xFFFF, attributes)
+            base = oracle.OWN if case.writable else oracle.CODE + (number << 16)
+            s.segments[1] = st.Segment(number << 3 | 7, base, 0xFFFF, attributes)
             s.segments[0] = s.segments[3] = self.data16
         self.fs.base = case.fs_base
         self.gs.base = case.gs_base
@@ -178,19 +188,19 @@ class Guest:
     def run(self, case: oracle.Case) -> oracle.Outcome:
         """As translated blocks."""
         self._prepare(case)
-        return self._run()
+        return self._run(case)
 
     def again(self, case: oracle.Case) -> oracle.Outcome:
         """The same, by the translations that ``run`` left, linked to one another."""
         self._memory(case)
         self._load(case)
-        return self._run()
+        return self._run(case)
 
-    def _run(self) -> oracle.Outcome:
+    def _run(self, case: oracle.Case) -> oracle.Outcome:
         self.running += 1
         reason = self.vcpu.run_py()[0]
         self.running += 1
-        return self._outcome(reason)
+        return self._outcome(case, reason)
 
     def _watch(self) -> None:
         """Stops a case that never ends. ``running`` is odd while one runs."""
@@ -208,10 +218,10 @@ class Guest:
             reason = self.vcpu.step_py()[0]
             exception = self.vcpu.take_exception()
             if exception is not None or reason != EXIT_KICK:
-                return self._outcome(reason, exception)
+                return self._outcome(case, reason, exception)
         return None
 
-    def _outcome(self, reason: int, exception=None) -> oracle.Outcome:
+    def _outcome(self, case: oracle.Case, reason: int, exception=None) -> oracle.Outcome:
         if exception is None:
             exception = self.vcpu.take_exception()
         s = self.vcpu.save_state()
@@ -222,7 +232,7 @@ class Guest:
         if self.supervisor:  # as a user would see it
             error = error | 4 if vector == 14 else error
             s.rflags = s.rflags & ~0x3000 | 0x200
-        memory = b"".join(bytes(view) for view, _, _ in self.memory)
+        memory = b"".join(bytes(view) for view, _, _ in self.memory) + (bytes(self.own) if case.writable else b"")
         return oracle.Outcome(
             vector, error or 0, cr2 or 0, s.rip, s.rflags, s.registers, s.segments[4].base, s.segments[5].base,
             s.xsave[:512], s.xsave[576:832], memory,

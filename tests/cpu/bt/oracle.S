@@ -38,6 +38,10 @@ _start:
         mov     edi, STACK
         mov     esi, 0x2000
         call    map
+        mov     edx, 7
+        mov     edi, OWN
+        mov     esi, OWN_SIZE
+        call    map
         mov     rsi, CONTROL + READONLY
         mov     edi, DATA + 0x2000
         mov     ecx, 0x200
@@ -61,13 +65,16 @@ _start:
         syscall
         test    eax, eax
         jnz     fail
-        xor     r12d, r12d              # the LDT: sixteen segments for 16-bit code, one for its data
+        xor     r12d, r12d              # the LDT: 16 segments for 16-bit code, one for its data, one for OWN
 6:      mov     eax, r12d
         shl     eax, 16
         add     eax, CODE
         mov     ecx, 0x04               # code, readable, limit in bytes, 16 bits
         mov     edx, 0xffff
-        cmp     r12d, 16
+        cmp     r12d, 17
+        jne     8f
+        mov     eax, OWN
+8:      cmp     r12d, 16
         jne     7f
         mov     eax, DATA
         mov     ecx, 0x10               # data, limit in pages
@@ -84,7 +91,7 @@ _start:
         mov     rbx, CONTROL
         or      [rbx + HEAD_NO_LDT], eax
         inc     r12d
-        cmp     r12d, 17
+        cmp     r12d, 18
         jne     6b
         lea     rdi, [rip + alternate]
         xor     esi, esi
@@ -141,7 +148,13 @@ next:   push    2                       # the kernel leaves a case's NT and AC a
         mov     edi, STACK
         mov     ecx, 0x400
         rep     movsq
-        xor     ecx, ecx
+        mov     rsi, [r15 + 1088]       # code that may write to itself
+        test    rsi, rsi
+        jz      9f
+        mov     edi, OWN
+        mov     ecx, OWN_SIZE / 8
+        rep     movsq
+9:      xor     ecx, ecx
 3:      mov     rdi, [r15 + rcx*8 + 192]
         mov     rsi, [r15 + rcx*8 + 224]
         test    rdi, rdi
@@ -183,7 +196,7 @@ next:   push    2                       # the kernel leaves a case's NT and AC a
         mov     r15, [r15 + 120]
         iretq
 
-# The alarm of 20 ms: a case that was running when it rang before never ends.
+# The alarm of 4 ms: a case that was running when it rang before never ends.
 tick:   mov     rbx, CONTROL
         mov     rax, [rbx + HEAD_CURRENT]
         cmp     rax, [rbx + HEAD_TICK]
@@ -195,7 +208,8 @@ ended:  mov     rbx, CONTROL            # rdi signal, rsi siginfo, rdx ucontext
         mov     rax, [rbx + HEAD_CURRENT]
         imul    r15, rax, RECORD
         lea     r15, [r15 + rbx + OUTPUT]
-        imul    r14, rax, IMAGE
+        imul    r12, rax, RECORD
+        imul    r14, rax, AFTER
         mov     r13d, MEMORY
         add     r14, r13
         add     r14, rbx
@@ -224,7 +238,12 @@ ended:  mov     rbx, CONTROL            # rdi signal, rsi siginfo, rdx ucontext
         mov     esi, STACK
         mov     ecx, 0x400
         rep     movsq
-        inc     qword ptr [rbx + HEAD_CURRENT]
+        cmp     qword ptr [rbx + r12 + INPUT + 1088], 0
+        je      1f
+        mov     esi, OWN
+        mov     ecx, OWN_SIZE / 8
+        rep     movsq
+1:      inc     qword ptr [rbx + HEAD_CURRENT]
         lea     rsp, [rip + stack_end]
         jmp     next
 
@@ -279,7 +298,7 @@ action: .quad   ended, 0x4C000004, restore, 0      # SIGINFO, RESTORER, ONSTACK,
 tick_action:
         .quad   tick, 0x4C000004, restore, 0
 interval:
-        .quad   0, 20000, 0, 20000
+        .quad   0, 4000, 0, 4000
 alternate:
         .quad   alternate_stack, 0, 0x10000
         .bss

@@ -4,6 +4,7 @@ A ``Case`` is some code with the whole user-visible state before it; an ``Outcom
 that ended it (#BP at the latest). Both sides see the same memory at the same addresses:
 
     CODE   two pages a case, filled with int3, read-only
+    OWN    two pages, writable: a copy of the case's code, for code that changes itself
     DATA   pages A and B writable, C behind them read-only, then a hole, then D writable
     STACK  two writable pages, holes on either side
 
@@ -23,38 +24,49 @@ from hostel.cpu.bt.disasm import disassemble
 from hostel.cpu.bt.table import C
 
 CODE, DATA, STACK = 0x57570000, 0x20000000, 0x30000000  # code is out of reach for 32-bit bit numbers
-BATCH = 128
+OWN = 0x5B5B0000
+STATES = 8  # cases that share their code
+SLOTS = 128
+BATCH = 256
 SLOT = 0x2000
 IMAGES = 16
 IMAGE = 0x5000  # A, B, D, two pages of stack
+AFTER = IMAGE + SLOT  # what is left of it, and of OWN
 RECORD = 0x500
 _CONTROL = 0x6000_0000_0000
 _INPUT = 0x1000
 _OUTPUT = _INPUT + BATCH * RECORD
 _MEMORY = _OUTPUT + BATCH * RECORD
-_IMAGES = _MEMORY + BATCH * IMAGE
+_IMAGES = _MEMORY + BATCH * AFTER
 _READONLY = _IMAGES + IMAGES * IMAGE
 _CONTROL_SIZE = _READONLY + 0x1000
 WRITABLE = ((DATA, 0x2000), (DATA + 0x4000, 0x1000), (STACK, 0x2000))  # in the order of an image
 READONLY = DATA + 0x2000
 
 NATIVE_TIMEOUT = -1  # Outcome.vector of a case that never ends (or came upon a system call)
+STOPPED = -6  # and of one that takes the translator seconds
 _GREGS = (13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7)  # sigcontext's order, by encoding
 
 
-def place_of(number: int, mode: int) -> int:
+def place_of(number: int, mode: int, writable: bool = False) -> int:
     """Where in CS the slot of a case begins. The segments of 16-bit code take eight slots each."""
-    return number % 8 * SLOT if mode == 2 else CODE + number % BATCH * SLOT
+    if writable:
+        return 0 if mode == 2 else OWN
+    return slot_of(number) % 8 * SLOT if mode == 2 else CODE + slot_of(number) * SLOT
 
 
-def code_segment(number: int) -> int:
+def slot_of(number: int) -> int:
+    return number // STATES % SLOTS
+
+
+def code_segment(case: "Case") -> int:
     """Its entry in the LDT, for 16-bit code; entry 16 is DATA."""
-    return number % BATCH // 8
+    return 17 if case.writable else slot_of(case.number) // 8
 
 
 @dataclass(slots=True)
 class Case:
-    """``code`` for ``rip`` in slot ``number % BATCH`` with the state that it starts from."""
+    """``code`` for ``rip`` in slot ``slot_of(number)`` with the state that it starts from."""
 
     number: int
     code: bytes
@@ -71,14 +83,16 @@ class Case:
     focus: int = 0  # the row that it was made for
     ignore: list[tuple[int, int]] = field(default_factory=list)  # (address, bytes) of memory that may differ
     undefined: int = 0  # arithmetic flags that the manuals leave undefined at the end
+    writable: bool = False  # it runs at OWN and may change itself
+    end: int = 0  # where in the code its ordinary end is
 
     @property
     def base(self) -> int:
-        return CODE + self.number % BATCH * SLOT
+        return CODE + slot_of(self.number) * SLOT
 
     @property
     def rip(self) -> int:
-        return place_of(self.number, self.mode) + self.offset
+        return place_of(self.number, self.mode, self.writable) + self.offset
 
     @property
     def page(self) -> bytes:
@@ -100,7 +114,7 @@ class Outcome:
     gs_base: int
     fx: bytes
     ymmh: bytes
-    memory: bytes
+    memory: bytes  # as an image; behind it OWN where the case may write to it
 
 
 def images(seed: int) -> list[bytes]:
@@ -157,8 +171,9 @@ class Native:
     def __init__(self, directory: Path, seed: int):
         program = Path(directory) / "oracle"
         defines = dict(
-            CODE=CODE, CODE_SIZE=BATCH * SLOT, DATA=DATA, STACK=STACK, CONTROL=_CONTROL, CONTROL_SIZE=_CONTROL_SIZE,
-            RECORD=RECORD, INPUT=_INPUT, OUTPUT=_OUTPUT, MEMORY=_MEMORY, IMAGE=IMAGE, READONLY=_READONLY,
+            CODE=CODE, CODE_SIZE=SLOTS * SLOT, DATA=DATA, STACK=STACK, CONTROL=_CONTROL, CONTROL_SIZE=_CONTROL_SIZE,
+            RECORD=RECORD, INPUT=_INPUT, OUTPUT=_OUTPUT, MEMORY=_MEMORY, AFTER=AFTER, READONLY=_READONLY,
+            OWN=OWN, OWN_SIZE=SLOT,
         )  # fmt: skip
         subprocess.run(
             ["gcc", "-nostdlib", "-static", "-no-pie", "-Wl,-Ttext-segment=0x500000000000", "-o", str(program),
@@ -166,8 +181,8 @@ class Native:
             check=True,
         )  # fmt: skip
         fd = os.memfd_create("oracle")
-        os.ftruncate(fd, _CONTROL_SIZE + BATCH * SLOT)
-        self.shared = mmap.mmap(fd, _CONTROL_SIZE + BATCH * SLOT)
+        os.ftruncate(fd, _CONTROL_SIZE + SLOTS * SLOT)
+        self.shared = mmap.mmap(fd, _CONTROL_SIZE + SLOTS * SLOT)
         self.images = images(seed)
         for i, image in enumerate(self.images):
             self.shared[_IMAGES + i * IMAGE : _IMAGES + (i + 1) * IMAGE] = image
@@ -180,29 +195,30 @@ class Native:
         shared = self.shared
         for i, case in enumerate(cases):
             at = _INPUT + i * RECORD
-            code = {8: 0x33, 4: 0x23, 2: code_segment(case.number) << 3 | 7}[case.mode]
+            code = {8: 0x33, 4: 0x23, 2: code_segment(case) << 3 | 7}[case.mode]
             patches = (case.patches + [(0, 0)] * 4)[:4]
             shared[at : at + 256] = struct.pack(
                 "<32Q", *case.registers, case.rip, code, case.flags, case.registers[4], 0x2B,
                 case.fs_base, case.gs_base, _CONTROL + _IMAGES + case.image * IMAGE | (case.mode == 2),
                 *(a for a, _ in patches), *(v for _, v in patches),
             )  # fmt: skip
-            shared[at + 256 : at + 256 + 832] = case.xsave
-            at = _CONTROL_SIZE + case.number % BATCH * SLOT
-            shared[at : at + SLOT] = case.page
+            shared[at + 256 : at + 256 + 840] = case.xsave + struct.pack("<Q", case.base if case.writable else 0)
+            if i == 0 or case.number % STATES == 0:
+                at = _CONTROL_SIZE + slot_of(case.number) * SLOT
+                shared[at : at + SLOT] = case.page
         shared[0:8] = struct.pack("<Q", len(cases))
         self.process.stdin.write(b"x")
         self.process.stdin.flush()
         if not self.process.stdout.read(1):
             at = struct.unpack_from("<Q", shared, 8)[0]
             raise RuntimeError(f"the native process died ({self.process.wait()}) at case {cases[at].number}")
-        return [self._outcome(i) for i in range(len(cases))]
+        return [self._outcome(i, case.writable) for i, case in enumerate(cases)]
 
     def has_segments(self) -> bool:
         """Whether the host's kernel lends segments to 16-bit code; known after a first ``run``."""
         return self.shared[24] == 0
 
-    def _outcome(self, i: int) -> Outcome:
+    def _outcome(self, i: int, writable: bool) -> Outcome:
         at = _OUTPUT + i * RECORD
         signal, address, *g, fs_base, gs_base = struct.unpack_from("<27Q", self.shared, at)
         state = self.shared[at + 256 : at + 256 + 832]
@@ -217,10 +233,10 @@ class Native:
         vector, error = g[20], g[19]
         if signal in (26, 31):  # SIGVTALRM, SIGSYS
             vector = NATIVE_TIMEOUT
-        memory = _MEMORY + i * IMAGE
+        memory = _MEMORY + i * AFTER
         return Outcome(
             vector, error, g[22], g[16], g[17], [g[k] for k in _GREGS], fs_base, gs_base, bytes(fx), ymmh,
-            self.shared[memory : memory + IMAGE],
+            self.shared[memory : memory + (AFTER if writable else IMAGE)],
         )  # fmt: skip
 
     def close(self) -> None:
@@ -239,22 +255,42 @@ def default_xsave() -> bytes:
 
 # ---------------------------------------------------------------- comparing
 
+
+_ERRORS = (8, 10, 11, 12, 13, 14, 17)  # the vectors with an error code
+
+
+def _same(case: Case, a: Outcome, b: Outcome) -> bool:
+    """Most are: all alike but for what has no meaning."""
+    return (
+        a.vector == b.vector and a.rip == b.rip and a.registers == b.registers and not (a.flags ^ b.flags) & _FLAGS
+        and a.memory == b.memory and a.fx == b.fx and a.ymmh == b.ymmh and a.fs_base == b.fs_base
+        and a.gs_base == b.gs_base and (a.vector not in _ERRORS or a.error == b.error)
+        and (a.vector != 14 or a.cr2 == b.cr2)
+    )  # fmt: skip
+
+
 _NAMES = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
 _FLAGS = 0x247FD5  # all but RF and what a user can't have
 ARITHMETIC = 0x8D5
 
 
-def live_flags(case: Case, rip: int) -> int:
-    """The arithmetic flags that are exact when the instruction at ``rip`` faults.
+def _code_after(case: Case, outcome: Outcome) -> bytes:
+    """The case's code, with what it did to itself."""
+    return outcome.memory[IMAGE + case.offset :] if case.writable else case.code
+
+
+def live_flags(case: Case, native: Outcome) -> int:
+    """The arithmetic flags that are exact when the instruction at ``native.rip`` faults.
 
     The translator keeps those that an instruction from there on, across jumps, may still read; what surely overwrites
     them first makes the others dead (translate.py).
     """
     stop = [C["K_" + k] for k in ("JCC", "LOOP", "UD")]
     live, undecided, jumps = 0, ARITHMETIC, 0
-    at = rip - case.rip
-    while 0 <= at < len(case.code) and undecided:
-        insn = decode.decode_py(case.code[at:] + b"\xcc" * 15, rip, case.mode)
+    code = _code_after(case, native)
+    at = native.rip - case.rip
+    while 0 <= at < len(code) and undecided:
+        insn = decode.decode_py(code[at : at + 15] + b"\xcc" * 15, native.rip, case.mode)
         if insn["result"] <= 0 or insn["op"] == 0:
             break
         row = decode.ROWS[insn["op"]].fields
@@ -280,7 +316,7 @@ def live_flags(case: Case, rip: int) -> int:
 def differences(case: Case, native: Outcome, other: Outcome) -> list[str]:
     """What disagrees, one line each."""
     found: list[str] = []
-    if _tolerated(case, native, other):
+    if _same(case, native, other) or _tolerated(case, native, other):
         return found
 
     def check(name: str, a: int, b: int) -> None:
@@ -289,7 +325,7 @@ def differences(case: Case, native: Outcome, other: Outcome) -> list[str]:
 
     check("exception", native.vector, other.vector)
     check("rip", native.rip, other.rip)
-    if native.vector == other.vector and native.vector in (8, 10, 11, 12, 13, 14, 17):
+    if native.vector == other.vector and native.vector in _ERRORS:
         # Linux says "present" of what isn't the user's
         kernel = int(native.vector == 14 and native.cr2 >= 0x7FFF_FFFF_F000)
         row = _faulting(case, native)[0]
@@ -309,8 +345,8 @@ def differences(case: Case, native: Outcome, other: Outcome) -> list[str]:
         check(_NAMES[i], native.registers[i] & cut, other.registers[i] & cut)
     mask = _FLAGS
     if native.vector not in (1, 3):
-        mask &= ~ARITHMETIC | live_flags(case, native.rip)
-    if native.vector == 3:
+        mask &= ~ARITHMETIC | live_flags(case, native)
+    if native.vector == 3 and native.rip == case.rip + case.end + 1:
         mask &= ~case.undefined
     else:
         for number in case.rows:
@@ -356,6 +392,10 @@ def _wraps(native: Outcome, insn: dict) -> bool:
         offset += native.registers[insn["base"]]
     if insn["index"] < 16:
         offset += native.registers[insn["index"]] << insn["scale"]
+    if decode.ROWS[insn["op"]].fields["kind"] == C["K_BT"]:
+        bits = 8 * insn["opsize"]
+        number = native.registers[insn["reg"]] & (1 << bits) - 1
+        offset += ((number ^ 1 << bits - 1) - (1 << bits - 1)) // bits * insn["opsize"]
     return offset & 0xFFFFFFFF > 0xFFFF_FFFF - 512
 
 
@@ -391,16 +431,17 @@ def _tolerated(case: Case, native: Outcome, other: Outcome) -> bool:
 
 def _faulting(case: Case, native: Outcome) -> tuple:
     """Table row and decoded form of the instruction at ``native.rip``; row 0 where there is none."""
+    code = _code_after(case, native)
     at = native.rip - case.rip
-    if not 0 <= at < len(case.code):
+    if not 0 <= at < len(code):
         return decode.ROWS[0], {}
-    insn = decode.decode_py(case.code[at:] + b"\xcc" * 15, native.rip, case.mode)
+    insn = decode.decode_py(code[at : at + 15] + b"\xcc" * 15, native.rip, case.mode)
     return (decode.ROWS[insn["op"]], insn) if insn["result"] > 0 else (decode.ROWS[0], {})
 
 
 def _memory_differences(case: Case, a: bytes, b: bytes) -> list[str]:
     found, start = [], 0
-    for base, size in WRITABLE:
+    for base, size in (*WRITABLE, (OWN, len(a) - IMAGE)):
         for at in range(0, size, 8):
             x, y = a[start + at : start + at + 8], b[start + at : start + at + 8]
             if x == y:
@@ -419,9 +460,12 @@ def describe(case: Case, native: Outcome) -> str:
              f"error {native.error:#x} cr2 {native.cr2:#x} at {native.rip:#x}"]  # fmt: skip
     code, pc = case.code, case.rip
     while code:
-        n, text = disassemble(code + b"\xcc" * 15, pc, case.mode)
+        n, text = disassemble(code[:15] + b"\xcc" * 15, pc, case.mode)
         n = n if n > 0 else 1
-        lines.append(f"  {pc:#x}  {code[:n].hex():<30}  {text}")
+        if code[:n] == b"\xcc" and code[1:2] in (b"\xcc", b""):  # padding
+            n = len(code) - len(code.lstrip(b"\xcc"))
+            text = "..."
+        lines.append(f"  {pc:#x}  {code[:min(n, 15)].hex():<30}  {text}")
         code, pc = code[n:], pc + n
     for i in range(0, 16, 4):
         lines.append("  " + "  ".join(f"{_NAMES[k]:>3} {case.registers[k]:016x}" for k in range(i, i + 4)))
