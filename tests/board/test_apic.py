@@ -292,6 +292,21 @@ def tsc_now():
     return low
 
 
+def test_a_timer_that_rings_much_too_late_tells_of_a_stop():
+    m = Machine(1)
+    apic, vcpu = m.apics[0], m.vcpus[0]
+    apic.freeze(T0)
+    apic.write(DIVIDE, 11)
+    apic.write(LVT_TIMER, 0x40)
+    for late, stops in [(0, 0), (999_999_999, 0), (1_000_000_000, 1), (60_000_000_000, 2)]:
+        apic.freeze(T0)
+        apic.write(INITIAL, 5000)
+        apic.freeze(T0 + 5000 + late)
+        assert apic.pending_py() == 0x40 and vcpu.stops == stops
+        apic.acknowledge_py()
+        apic.write(EOI, 0)
+
+
 def test_tsc_deadline():
     now = tsc_now()
     m = Machine(1)

@@ -12,6 +12,7 @@ Limits: no SMI; LINT0 takes ExtINT only; focus processors, remote read and CMCI 
 
 import cython
 from cython.cimports.hostel.base.clock import now_ns, rdtsc, tsc_khz
+from cython.cimports.hostel.cpu.engine import STOOD_STILL_NS
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 
 _VERSION = 1
@@ -228,6 +229,7 @@ class LocalApic(InterruptController):
     def tick(self):
         entry: uint32_t = self.lvt[0]
         now: int64_t
+        late: uint64_t
         period: int64_t
         if not self.deadline_ns and not self.tsc_deadline:
             return
@@ -237,11 +239,13 @@ class LocalApic(InterruptController):
                 if self.vcpu.alarm_ns and self.now() >= self.vcpu.alarm_ns:
                     self.arm_tsc_deadline()
                 return
+            late = (rdtsc() + cython.cast(uint64_t, self.tsc_offset) - self.tsc_deadline) // tsc_khz * 1000000
             self.tsc_deadline = 0
         else:
             now = self.now()
             if now < self.deadline_ns:
                 return
+            late = now - self.deadline_ns
             if (entry >> 17) & 3 == TIMER_PERIODIC and self.initial_count:
                 period = self.initial_count * self.tick_ns()
                 # Ticks that nobody could take are one interrupt, and the phase is kept.
@@ -249,6 +253,8 @@ class LocalApic(InterruptController):
                 self.arm()
             else:
                 self.deadline_ns = 0
+        if late >= STOOD_STILL_NS:
+            self.vcpu.stood_still()
         if not entry & LVT_MASKED:
             self.accept(DELIVER_FIXED, entry & 0xFF, False)
 

@@ -41,6 +41,10 @@ cdef extern from "<time.h>" nogil:
     int timer_settime(timer_t timer, int flags, const itimerspec* value, itimerspec* old)
     int timer_delete(timer_t timer)
 
+# What counts as having been stopped: longer than a busy host lets a thread wait, shorter than guests' watchdogs do.
+cdef enum:
+    STOOD_STILL_NS = 1000000000
+
 # Why run() returned. An exit is data: whoever runs the vCPU answers it and calls run() again.
 cdef enum ExitReason:
     EXIT_NONE = 0
@@ -100,10 +104,13 @@ cdef class Vcpu:
     cdef volatile int sipi_request    # 0x100 | vector
     cdef void* timer                  # POSIX timer that interrupts the owner's thread
     cdef bint timer_made
+    cdef readonly uint64_t stops      # how often stood_still() was called
     cdef int run(self) noexcept nogil               # an ExitReason; details in self.exit
     cdef void kick(self) noexcept nogil             # any thread, async-signal-safe: look at requests and interrupts soon
     cdef bint runnable(self) noexcept nogil         # whether an event would end EXIT_HLT
     cdef void wait(self) noexcept nogil             # sleep until kick(); returns at once if one came since run()
+    # its timer rang late by STOOD_STILL_NS or more: the host had stopped it; the owner's thread, before the interrupt
+    cdef void stood_still(self) noexcept nogil
     cdef int attach(self) noexcept nogil            # the calling thread becomes the owner
     cdef void detach(self) noexcept nogil
     cdef void set_alarm(self, int64_t deadline_ns) noexcept nogil   # CLOCK_MONOTONIC; kick() then; 0 disarms; owner's thread or any

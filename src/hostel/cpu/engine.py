@@ -80,6 +80,7 @@ class Vcpu:
         self.sleeping = 0
         self.alarm_ns = 0
         self.timer_made = False
+        self.stops = 0
         self.stop_request = 0
         self.nmi_request = 0
         self.init_request = 0
@@ -109,6 +110,9 @@ class Vcpu:
             )
         self.sleeping = 0
         self.seen = self.wake_word
+
+    def stood_still(self):
+        self.stops += 1
 
     def attach(self):
         event: sigevent

@@ -210,6 +210,59 @@ count:  .quad   0
     assert said == [1, 0, 1, 1, 0, 2]
 
 
+def test_a_guest_is_told_that_it_stood_still():
+    """A timer interrupt that comes much too late has PVCLOCK_GUEST_STOPPED before it, for the guest to clear."""
+    said = run(APIC + """
+main:   START
+        HANDLE  0x40, tick
+        lea     rax, [rip + clock + 1]                  // bit 0: enabled
+        xor     edx, edx
+        mov     ecx, 0x4B564D01
+        wrmsr
+        xor     eax, eax
+        mov     edx, 1 << 10
+        mov     ecx, 0x10                               // the TSC, so that there is a past
+        wrmsr
+        mov     dword ptr [r15 + 0x320], 0x40040
+        mfence
+        sti
+        rdtsc                                           // hardly late
+        mov     ecx, 0x6E0
+        wrmsr
+1:      cmp     qword ptr [count], 1
+        jne     1b
+        mov     eax, 1                                  // minutes late
+        xor     edx, edx
+        wrmsr
+2:      cmp     qword ptr [count], 2
+        jne     2b
+        and     byte ptr [clock + 29], ~2
+        rdtsc
+        wrmsr
+3:      cmp     qword ptr [count], 3
+        jne     3b
+        xor     eax, eax                                // without a clock nothing is written
+        xor     edx, edx
+        mov     ecx, 0x4B564D01
+        wrmsr
+        mov     eax, 1
+        mov     ecx, 0x6E0
+        wrmsr
+4:      cmp     qword ptr [count], 4
+        jne     4b
+        QUIT
+tick:   movzx   eax, byte ptr [clock + 29]
+        SAY     rax
+        inc     qword ptr [count]
+        EOI
+        ret
+        .balign 64
+clock:  .fill   32
+count:  .quad   0
+""")
+    assert said == [1, 3, 1, 1]
+
+
 def test_x2apic():
     said = run(APIC + """
 main:   HANDLE  0x40, tick

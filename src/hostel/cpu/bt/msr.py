@@ -193,6 +193,8 @@ def _write_efer(c: cython.pointer(VCpu), value: uint64_t) -> cython.int:
 def _shift_tsc(c: cython.pointer(VCpu), delta: uint64_t) -> cython.void:
     c.tsc_offset += delta
     c.msr_tsc_adjust += delta
+    if c.apic != cython.NULL:
+        cython.cast(InterruptController, c.apic).set_tsc_offset(cython.cast(int64_t, c.tsc_offset))
     update_kvmclock(c)
 
 
@@ -360,6 +362,18 @@ def update_kvmclock(c):
     write_physical(c, gpa, info, 32)
     version += 1
     write_physical(c, gpa, cython.address(version), 4)
+
+
+def tell_of_stop(c):
+    """The host let this vCPU stand still: its watchdogs should overlook that (pvclock-abi.rst, flags bit 1)."""
+    gpa: uint64_t = c.msr_kvm_system_time & ~cython.cast(uint64_t, 1)
+    flags: uint8_t = 0
+    if not c.msr_kvm_system_time & 1 or gpa & 3 or gpa & 0xFFF > 4096 - 32:
+        return
+    # A single byte, which only this vCPU writes: it needs no new version.
+    if read_physical(c, gpa + 29, cython.address(flags), 1) == 0:
+        flags |= 2  # PVCLOCK_GUEST_STOPPED
+        write_physical(c, gpa + 29, cython.address(flags), 1)
 
 
 def write_wall_clock(c, gpa):

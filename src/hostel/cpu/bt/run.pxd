@@ -88,6 +88,7 @@ cdef class BtVcpu(Vcpu):
     cdef int run(self) noexcept nogil
     cdef void kick(self) noexcept nogil
     cdef bint runnable(self) noexcept nogil
+    cdef void stood_still(self) noexcept nogil
     cdef int attach(self) noexcept nogil
     cdef void detach(self) noexcept nogil
     cdef int loop(self) noexcept nogil

@@ -98,6 +98,7 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     raise_error,
     raise_exception,
 )
+from cython.cimports.hostel.cpu.bt.msr import tell_of_stop
 from cython.cimports.hostel.cpu.bt.piecewise import peek, read_pieces, stage, writable, write_pieces
 from cython.cimports.hostel.cpu.bt.segment import update_mode
 from cython.cimports.hostel.cpu.bt.strings import STRING_ASK, STRING_DONE, STRING_MORE, run_string
@@ -459,6 +460,8 @@ class BtVcpu(Vcpu):
         with cython.nogil:
             reset(self.c)
             flush_tlb(self.c, False)
+        if self.apic is not None:
+            self.apic.set_tsc_offset(cython.cast(int64_t, self.c.tsc_offset))
         self.c.wait_sipi = self.index != 0
         self.c.exception_pending = 0
         self.io_wait = False
@@ -542,6 +545,7 @@ class BtVcpu(Vcpu):
             "monitor_instructions": c.n_system,
             "single_steps": c.n_twin,
             "self_modifying_writes": c.n_smc,
+            "stops": self.stops,
         }
 
     # ------------------------------------------------------------ the thread
@@ -580,6 +584,10 @@ class BtVcpu(Vcpu):
     def kick(self):
         self.c.poll = 0
         Vcpu.kick(self)
+
+    def stood_still(self):
+        Vcpu.stood_still(self)
+        tell_of_stop(self.c)
 
     def runnable(self):
         c: cython.pointer(VCpu) = self.c
