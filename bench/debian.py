@@ -36,11 +36,11 @@ def guest(cpus: int = 1) -> Guest:
 
 
 def sources() -> Tree:
-    """What is compiled: a file of 2,000 lines, and eight of 500 with a Makefile."""
+    """What is compiled: a file of 2,000 lines, and eight of 250 with a Makefile."""
     tree = Tree()
     tree.file("bench/unit.c", source.unit(2000, 0).encode())
     for number in range(UNITS):
-        tree.file(f"bench/make/u{number}.c", source.unit(500, number + 1).encode())
+        tree.file(f"bench/make/u{number}.c", source.unit(250, number + 1).encode())
     tree.file("bench/make/Makefile", MAKEFILE.encode())
     return tree
 

@@ -14,7 +14,8 @@ LEGEND = """\
 "vs TCG" is how many times as fast as QEMU hostel is, or as small; above 1 hostel is better. It is the median of the
 runs' own ratios, with their least and greatest. "vs host" is how many times as slow as the host itself it is, in the
 same way. "By CPU time" is either for the processor time that the processes took, which other work on the host disturbs
-less.
+less; where it is told what more vCPUs gain, what hostel would if the work were shared evenly and the host had nothing
+else to do.
 """
 
 
@@ -68,6 +69,13 @@ class ScalingResult:
     def median(self, peer: str) -> float | None:
         rounds = zip(self.before.rounds, self.after.rounds, strict=False)  # where a round broke off, after is shorter
         gains = [one[peer].value / two[peer].value for one, two in rounds if peer in one and peer in two]
+        return statistics.median(gains) if gains else None
+
+    def by_cpu(self) -> float | None:
+        """What hostel would gain if the work were shared evenly and nobody else used the processors."""
+        rounds = zip(self.before.rounds, self.after.rounds, strict=False)
+        pairs = [(one["hostel"].cpu, two["hostel"].cpu) for one, two in rounds if "hostel" in one and "hostel" in two]
+        gains = [self.scaling.more * one / two for one, two in pairs if one and two]
         return statistics.median(gains) if gains else None
 
     def reached(self) -> bool | None:
@@ -191,7 +199,7 @@ def _mean_cells(mean: MeanResult) -> list[str]:
 def _scaling_cells(scaling: ScalingResult) -> list[str]:
     return [
         scaling.scaling.title, *(_value(scaling.median(peer), "×") for peer in ("hostel", "qemu", "native")),
-        "", "", "", "", "", *_judged(scaling.scaling.goal.text("×"), scaling.reached()),
+        "", "", _value(scaling.by_cpu(), "×"), "", "", *_judged(scaling.scaling.goal.text("×"), scaling.reached()),
     ]
 
 

@@ -85,12 +85,14 @@ class Mean:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How many times as fast as ``before`` the row ``after`` is, each peer for itself."""
+    """How many times as fast as ``before`` the row ``after`` is, on ``more`` times as many processors, each peer for
+    itself."""
 
     title: str
     before: str
     after: str
     goal: Goal = field(default_factory=Goal)
+    more: int = 2
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ __attribute__((target("avx2,fma"), noinline)) static void multiply(void)
 
 int main(int argc, char **argv)
 {
-    long rounds = work_amount(argc, argv, 10);
+    long rounds = work_amount(argc, argv, 5);
     uint64_t sum = 0;
     for (int i = 0; i < N; i++)
         for (int j = 0; j < N; j++)

@@ -3,5 +3,5 @@
 
 int main(int argc, char **argv)
 {
-    return run(19, 256 << 10, work_amount(argc, argv, 40000000));
+    return run(19, 256 << 10, work_amount(argc, argv, 30000000));
 }

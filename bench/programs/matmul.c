@@ -7,7 +7,7 @@ static double a[N][N], b[N][N], c[N][N];
 
 int main(int argc, char **argv)
 {
-    long rounds = work_amount(argc, argv, 30);
+    long rounds = work_amount(argc, argv, 20);
     uint64_t sum = 0;
     for (int i = 0; i < N; i++)
         for (int j = 0; j < N; j++)

@@ -20,12 +20,12 @@ def row(key: str, title: str, goal: Goal, prefix: str = "") -> Row:
 _EIGHT = (
     row("sha256", "SHA-256 of 100 MB", INTEGER),
     row("qsort", "quicksort of 5 × 1 M numbers", INTEGER),
-    row("hash256k", "hash table of 256 K entries, 40 M accesses", POINTERS),
+    row("hash256k", "hash table of 256 K entries, 30 M accesses", POINTERS),
     row("hash10m", "hash table of 10 M entries, 20 M accesses", POINTERS),
     row("lz", "LZ decompression of 400 MB", INTEGER),
     row("interp", "bytecode interpreter, 250 M steps", POINTERS),
     row("calls", "small calls, 240 M", POINTERS),
-    row("matmul", "matrix multiplication, doubles, 30 × 300³", FLOATING),
+    row("matmul", "matrix multiplication, doubles, 20 × 300³", FLOATING),
 )
 EIGHT = Group(
     _EIGHT, guest,
@@ -33,7 +33,7 @@ EIGHT = Group(
 )
 SIMD = Group((
     row("avxcopy", "AVX2 memcpy and memset, 256 B to 1 MB", FLOATING),
-    row("fma", "matrix multiplication by AVX2 and FMA, 10 × 256³", FLOATING),
+    row("fma", "matrix multiplication by AVX2 and FMA, 5 × 256³", FLOATING),
 ), guest)
 SYSTEM_CALLS = Group((
     row("forkexec", "300 × fork, exec of `busybox true`, exit", SYSTEM),
