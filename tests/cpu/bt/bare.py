@@ -91,7 +91,7 @@ class Guest:
         self.ram.add(0, 8 << 20)
         for selector, (limit, attributes) in _DESCRIPTORS.items():
             self.ram.write(GDT + (selector & ~7), struct.pack("<Q", descriptor(0, limit, attributes)))
-        space = Space(self.ram)
+        space = self.space = Space(self.ram)
         space.map(oracle.CODE, self.CODE_GPA, oracle.SLOTS * oracle.SLOT, P | U)
         for va, gpa, size, flags in (
             (oracle.DATA, self.DATA_GPA, 0x2000, P | W | U | NX),

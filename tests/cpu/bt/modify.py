@@ -8,13 +8,11 @@ are all defined take part: whatever runs, nothing that isn't defined is read.
 
 import struct
 
-from oracle import DATA, OWN, SLOT, STACK
+from oracle import OWN, SLOT, STACK
 from rows import K
 from sequences import Long
 
 from hostel.cpu.bt.table import C
-
-_LARGE = DATA + 0x4000  # contents for string and vector stores come from here
 
 
 class Modifying(Long):
@@ -118,19 +116,19 @@ class Modifying(Long):
             if self._load(7, OWN - self.data):
                 if self._string(b"\x67" if mode == 2 else b"", head, b"\xaa" if size == 1 else b"\xab"):
                     self._later(where, "absolute", 0, size, contents=contents)
-        elif kind == 7 and not {1, 6, 7} & self.kept and len(self.patches) < 4:
+        elif kind == 7 and not {1, 6, 7} & self.kept:
             n = rng.randrange(1, 9)
-            self._load(6, _LARGE + 8 * len(self.patches) - self.data)
+            source = len(self.code) + (mode == 2) + 1
+            self._load(6, 0)
             where = len(self.code) + (mode == 2) + 1
             done = self._load(7, OWN - self.data) and self._load(1, n)
             if done and self.raw(b"\xfc") and self._string(b"\x67" if mode == 2 else b"", b"\xf3\xa4"):
-                self._later(where, "absolute", 0, n, patch=self._place(), repeats=True)
-        elif kind == 8 and len(self.patches) < 4:
+                self._later(where, "absolute", 0, n, source=source, repeats=True)
+        elif kind == 8:
             xmm = rng.randrange(8)
-            source = struct.pack("<I", _LARGE + 8 * len(self.patches) - self.data)
             form = {8: bytes([0x04 | xmm << 3, 0x25]), 4: bytes([0x05 | xmm << 3]), 2: bytes([0x05 | xmm << 3])}[mode]
-            if self.raw(b"\x67" if mode == 2 else b"", b"\xf3\x0f\x7e", form, source):
-                self._store(b"\x66", b"\x0f\xd6", xmm, 8, b"", patch=self._place())
+            if self.raw(b"\x67" if mode == 2 else b"", b"\xf3\x0f\x7e", form, bytes(4)):
+                self._store(b"\x66", b"\x0f\xd6", xmm, 8, b"", source=len(self.code) - 4)
         elif kind == 9 and mode != 2:
             where = len(self.code) + 1
             if self._load(4, OWN):
@@ -145,11 +143,7 @@ class Modifying(Long):
         self.strings = False
         return done
 
-    def _place(self) -> int:
-        self.patches.append((_LARGE + 8 * len(self.patches), 0))
-        return len(self.patches) - 1
-
-    def _store(self, head: bytes, opcode: bytes, reg: int, size: int, imm: bytes, contents: int = -1, patch: int = -1,
+    def _store(self, head: bytes, opcode: bytes, reg: int, size: int, imm: bytes, contents: int = -1, source: int = -1,
                delta: bool = False) -> None:  # fmt: skip
         """An instruction with a memory operand that is to be decided."""
         rng, mode = self.rng, self.mode
@@ -172,7 +166,7 @@ class Modifying(Long):
             tail = bytes([0x04 | reg << 3, 0x25])
         if self.raw(head, opcode, tail, bytes(4), imm):
             where = len(self.code) - 4 - len(imm)
-            self._later(where, how, len(self.code), size, len(self.code) - len(imm) if imm else contents, patch, delta)
+            self._later(where, how, len(self.code), size, len(self.code) - len(imm) if imm else contents, source, delta)
 
     def _watch_flags(self) -> None:
         """Make old code read all flags next: where it doesn't, the translator may have dropped them (decisions.md)."""
@@ -181,15 +175,23 @@ class Modifying(Long):
             if self.raw(code):
                 self.victims.append((start, len(self.code), -1))
 
-    def _later(self, where: int, how: str, end: int, size: int, contents: int = -1, patch: int = -1,
+    def _later(self, where: int, how: str, end: int, size: int, contents: int = -1, source: int = -1,
                delta: bool = False, repeats: bool = False) -> None:  # fmt: skip
-        m = dict(where=where, how=how, end=end, size=size, contents=contents, patch=patch, delta=delta, repeats=repeats)
-        self.modifiers.append({**m, "at": len(self.code)})
+        m = dict(where=where, how=how, end=end, size=size, contents=contents, source=source, delta=delta)
+        self.modifiers.append({**m, "repeats": repeats, "at": len(self.code)})
         self._watch_flags()
 
     # ---- who changes whom
 
     def _finish(self) -> None:
+        super()._finish()
+        self.code += b"\xcc"
+        for m in self.modifiers:
+            if m["source"] >= 0:  # what string and vector instructions store lies behind the code
+                address = OWN + self.offset + len(self.code) - self.data
+                self.code[m["source"] : m["source"] + 4] = struct.pack("<I", address & 0xFFFFFFFF)
+                m["contents"] = len(self.code)
+                self.code += bytes(8)
         for m in self.modifiers:
             m["target"], m["new"] = self._decide(m)
             self._fill(m)
@@ -203,7 +205,6 @@ class Modifying(Long):
             if m["tail"] < m["size"] and m["new"][m["tail"] :] != self._tail(m):
                 m["target"] = SLOT - 64 - self.offset
                 self._fill(m)
-        super()._finish()
 
     def _tail(self, m: dict) -> bytes:
         """What lies behind the victim, which a longer store leaves as it is."""
@@ -280,8 +281,6 @@ class Modifying(Long):
         else:
             value = address
         self.code[m["where"] : m["where"] + 4] = struct.pack("<I", value & 0xFFFFFFFF)
-        if m["patch"] >= 0:
-            self.patches[m["patch"]] = (self.patches[m["patch"]][0], int.from_bytes(new.ljust(8, b"\0"), "little"))
-        elif m["contents"] >= 0:
+        if m["contents"] >= 0:
             n = min(size, 4) if m["how"] == "above" else size
             self.code[m["contents"] : m["contents"] + n] = new[:n]

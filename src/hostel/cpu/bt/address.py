@@ -190,7 +190,7 @@ def check_windows(t, i):
         s.delta = cython.cast(uint16_t, w.delta)
         s.window_access = cython.cast(uint8_t, w.access)
         s.extra = SITE_STACK if w.stack else 0
-        if w.first != i or table[t.insns[i].op].flags & O_ALIGNED:
+        if w.first != i or w.second or table[t.insns[i].op].flags & O_ALIGNED:
             s.extra |= SITE_EARLY
         s.host = cython.cast(uint32_t, e.p - t.m.code)
         _look_up(t, cython.address(w.address), site, w.span, w.access, COLD_WINDOW)

@@ -60,6 +60,7 @@ cdef struct Window:
     int delta                    # the first access: from the window's start, its bytes, its kind
     int size
     int first_access
+    bint second                  # it is its instruction's second: what the first raises comes first
     bint stack
 
 cdef enum:

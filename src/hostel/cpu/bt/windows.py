@@ -433,6 +433,7 @@ def plan(t):
             w.delta = 0
             w.size = size[k]
             w.first_access = access[k]
+            w.second = k > 0
             w.stack = a[k].seg == SS
             w.address = a[k]
             count = _grow(t, w, i, k)
