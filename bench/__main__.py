@@ -4,6 +4,7 @@ what there is to compare with is missing or the command line is wrong."""
 import argparse
 import contextlib
 import itertools
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -32,6 +33,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default="", metavar="A,B", help="only these rows or groups; --list names them")
     parser.add_argument("--peers", default=",".join(PEERS), metavar="A,B", help="only these (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, one run: to see that it works")
+    parser.add_argument(
+        "--profile", action="store_true", help="hostel alone, under perf: where the time of programs goes"
+    )
     parser.add_argument("--docs", action="store_true", help="also put the table into docs/, which needs all peers")
     parser.add_argument("--list", action="store_true", help="name the rows and leave")
     args = parser.parse_args(argv)
@@ -48,6 +52,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--peers: there is no {e.args[0]}; there are {', '.join(PEERS)}")
     if not args.peers:
         parser.error("--peers: at least one")
+    if args.profile:
+        if not shutil.which("perf"):
+            parser.error("--profile: there is no perf; on Debian: apt-get install linux-perf")
+        args.peers = [Hostel]
+        Hostel.profiles = RESULTS / "profiles"
     if args.docs and len(args.peers) < len(PEERS):
         parser.error("--docs: needs all peers")
     return args

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.guest import Guest
 from bench.peer import Peer
+from bench.profile import Profile
 
 _numbers = itertools.count(1)
 
@@ -24,7 +26,12 @@ def program() -> list[str]:
 class Hostel(Peer):
     name = "hostel"
     title = "hostel"
+    profiles: Path | None = None  # a folder for them, if they are wanted
     _name = ""                # the VM's, once there is one
+
+    def __init__(self, guest: Guest):
+        super().__init__(guest)
+        self._profile = Profile(self.profiles) if self.profiles else None
 
     def command(self) -> list[str]:
         self._name = f"bench-{os.getpid()}-{next(_numbers)}"
@@ -32,6 +39,7 @@ class Hostel(Peer):
             *program(), "run", "--name", self._name, "--rm",
             "--cpus", str(self.guest.cpus), "--memory", f"{self.guest.memory_mib}M",
             "--kernel", str(self.guest.kernel), "--initrd", str(self.guest.initrd), "--append", self.guest.cmdline,
+            *(["--perf-map"] if self.profiles else []),
         ]
 
     @property
@@ -40,6 +48,9 @@ class Hostel(Peer):
         from hostel.client.vm import VM
 
         return VM.get(self._name).state.pid
+
+    def watched(self, command: str) -> contextlib.AbstractContextManager[None]:
+        return self._profile.watch(self.pid, command) if self._profile else super().watched(command)
 
     def entry(self, first_message: float) -> float:
         """When the worker let the guest run: the first message comes by way of ``hostel run``'s connection, which is
@@ -79,5 +90,7 @@ class Hostel(Peer):
         with contextlib.suppress(HostelError):
             VM.get(self._name).kill()
         super().close()
+        if self._profile:
+            self._profile.tell()
         with contextlib.suppress(HostelError):
             VM.get(self._name).rm(force=True)

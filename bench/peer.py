@@ -1,5 +1,6 @@
 """A peer: a shell in a machine (or on the host), driven over a console, whose costs can be read from /proc."""
 
+import contextlib
 import re
 import subprocess
 import time
@@ -76,6 +77,10 @@ class Peer:
         """When the kernel was entered: milliseconds before its first message, which is as much as one can see of it."""
         return first_message
 
+    def watched(self, command: str) -> contextlib.AbstractContextManager[None]:
+        """Around the time in which a program works."""
+        return contextlib.nullcontext()
+
     def diagnosis(self) -> dict[str, Any]:
         """What it knows about itself, for a run that failed."""
         return {}
@@ -126,7 +131,8 @@ class Peer:
         if mark[1] is None:
             used = cpu_seconds(self.pid) if self.is_machine else 0.0
             done = rb"@DONE (?P<sum>[0-9a-f]+) (?P<wall>\d+) (?P<cpu>\d+)\r?\n|" + _END
-            _, mark, output = self._console.expect(done, COMMAND_TIMEOUT)
+            with self.watched(command):
+                _, mark, output = self._console.expect(done, COMMAND_TIMEOUT)
         if mark.groupdict().get("sum") is None:
             raise BenchError(f"{self.title}: '{command}' ended early: {output.decode(errors='replace')[-300:]}")
         cpu = cpu_seconds(self.pid) - used if self.is_machine else int(mark["cpu"]) / 1e9

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import debian, guest, process, programs, source
+from bench import debian, guest, process, profile, programs, source
 from bench.__main__ import DOCUMENTS, main, parse
 from bench.console import Console
 from bench.errors import BenchError
+from bench.hostel import Hostel
 from bench.native import Native
 from bench.programs import kernels
 from bench.report import BEGIN, END, Report, Result
@@ -414,3 +415,36 @@ def test_the_eight_programs_agree_everywhere():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("× host") == 9
+
+
+REPORT = """\
+# To display the perf.data header info, please use --header/--header-only options.
+#
+    50.00%  [.] guest_401668 user64 116B                         -      -
+    20.00%  [.] do_syscall_64+0x12 kernel64 48B cold             -      -
+    10.00%  [.] __pyx_f_6hostel_3cpu_2bt_5cache_find             -      -
+     5.00%  [.] __pyx_f_6hostel_3cpu_2bt_3run_6BtVcpu_loop       -      -
+     4.00%  [.] __pyx_pw_6hostel_5board_4apic_9LocalApic_3read   -      -
+     6.00%  [k] finish_task_switch.isra.0                        -      -
+     3.00%  [.] hostel_stubs                                     -      -
+     2.00%  [.] _PyObject_Malloc                                 -      -
+
+"""
+
+
+def test_a_profile_is_told_by_places():
+    lines = list(profile.symbols(REPORT))
+    assert lines[0] == (50.0, "guest_401668 user64 116B", False) and lines[5][2] and len(lines) == 8
+    assert profile.places(lines) == {
+        "translated code of the guest's programs": 50.0, "translated code of the guest's kernel cold": 20.0,
+        "hostel's module cache": 10.0, "hostel's module run": 5.0, "hostel's module apic": 4.0,
+        "the host's kernel": 6.0, "stubs": 3.0, "Python, libraries": 2.0,
+    }
+
+
+def test_a_profile_needs_perf(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(SystemExit) as e:
+        parse(["cpu", "--profile"])
+    assert e.value.code == 2
+    assert Hostel.profiles is None
