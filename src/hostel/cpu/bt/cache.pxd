@@ -122,9 +122,11 @@ cdef struct Cache:
     uint8_t* serialize           # a serializing instruction
     uint8_t* leave_mem
     uint8_t* leave_host
-    uint8_t* miss                # where jumps to targets that aren't in the jump cache come
+    uint8_t* miss_host           # where jumps to targets that aren't in the jump cache come; PAD_MEM before it
+    uint8_t* miss                # the same when flags are put away
     uint8_t* second_tlb[6]       # a miss in a TLB: look in the second one; 2 * table + (1 for writes)
     uint8_t* look_up             # leave to find the block of the address in s1
+    uint8_t* look_up_host        # the same with flags in the host's
     uint8_t* fx_save
     uint8_t* fx_read             # the same, but the registers stay the guest's
     uint8_t* fx_restore

@@ -15,6 +15,7 @@ its number is published (TSO), and numbers are reused only while every vCPU is o
 """
 
 import cython
+from cython.cimports.hostel.cpu.bt.translation import PAD_MEM
 from cython.cimports.hostel.cpu.bt.vcpu import VCpu
 from cython.cimports.hostel.memory.ram import Slot
 from cython.cimports.libc.stdint import int32_t, uint8_t, uint32_t, uint64_t
@@ -291,6 +292,7 @@ def enlist(m, number):
         old: cython.pointer(Block) = cython.address(m.blocks[link[0]])
         if old.dead and b.gpa2 == 1 and old.gpa == b.gpa and old.pc == b.pc and old.mode == b.mode:
             _redirect(m, old.pad, m.code + b.pad)
+            _redirect(m, old.pad - PAD_MEM, m.code + b.pad - PAD_MEM)
             _redirect(m, old.entry_host, m.code + b.entry_host)
             _redirect(m, old.entry_mem, m.code + b.entry_mem)
             link[0] = old.next_hash
@@ -321,7 +323,8 @@ def _redirect(m: cython.pointer(Cache), entry: uint32_t, target: cython.pointer(
 def _kill(m: cython.pointer(Cache), b: cython.pointer(Block)) -> cython.void:
     b.dead = 1
     m.n_written += 1
-    _redirect(m, b.pad, m.look_up)
+    _redirect(m, b.pad, m.look_up_host)
+    _redirect(m, b.pad - PAD_MEM, m.look_up)
     _redirect(m, b.entry_host, m.code + b.cold_host)
     _redirect(m, b.entry_mem, m.code + b.cold_mem)
     m.n_invalidated += 1

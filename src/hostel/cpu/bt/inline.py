@@ -57,8 +57,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
     SS,
     Insn,
 )
-from cython.cimports.hostel.cpu.bt.leave import cold_site, jump_s1, monitor_site
-from cython.cimports.hostel.cpu.bt.mmu import jump_hash
+from cython.cimports.hostel.cpu.bt.leave import cold_site, jump_far, jump_s1, monitor_site
 from cython.cimports.hostel.cpu.bt.stubs import off
 from cython.cimports.hostel.cpu.bt.translation import COLD_MEM, FLAGS_HOST, Address
 from cython.cimports.hostel.cpu.bt.vcpu import (
@@ -392,8 +391,7 @@ def gen_kernel(t, i):
         cold_site(t, CC_NE, site)
         gs_imm(e, 0x81, 1 if what == S_STAC else 4, off.eflags, 0x40000 if what == S_STAC else ~0x40000)
         gs_store_imm32(e, off.mode, mode)
-        mov_ri(e, S1, next_pc)
-        gs_op(e, 4, 0xFF, 4, off.jump_cache[other] + 8 * jump_hash(next_pc))
+        jump_far(t, other, next_pc)
         t.done = True
         return True
     return False

@@ -7,6 +7,7 @@ cdef uint64_t cut(Translation* t, uint64_t pc, int opsize) noexcept nogil
 cdef bint same_page(Translation* t, uint64_t target) noexcept nogil
 cdef void exit_to(Translation* t, uint64_t target, bint backward, bint far) noexcept nogil
 cdef void jump_s1(Translation* t, int tlb) noexcept nogil
+cdef void jump_far(Translation* t, int tlb, uint64_t target) noexcept nogil
 cdef void exit_s1(Translation* t) noexcept nogil
 cdef void side_exit(Translation* t, uint8_t* hole, uint64_t target) noexcept nogil
 cdef void cold_site(Translation* t, int cc, uint32_t site) noexcept nogil

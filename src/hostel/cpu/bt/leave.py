@@ -32,14 +32,11 @@ from cython.cimports.hostel.cpu.bt.emit import (
     lea,
     lea_rip,
     mov_ri,
-    mov_rr32,
     op_mem,
     op_ri,
     op_rr,
-    shift_ri,
 )
-from cython.cimports.hostel.cpu.bt.flags import clobber
-from cython.cimports.hostel.cpu.bt.insn import F_ALL, REG_NONE
+from cython.cimports.hostel.cpu.bt.insn import REG_NONE
 from cython.cimports.hostel.cpu.bt.mmu import jump_hash
 from cython.cimports.hostel.cpu.bt.stubs import off
 from cython.cimports.hostel.cpu.bt.translation import (
@@ -51,10 +48,11 @@ from cython.cimports.hostel.cpu.bt.translation import (
     COLD_WINDOW,
     FLAGS_HOST,
     FLAGS_MEM,
+    PAD_MEM,
     Cold,
     Translation,
 )
-from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, JUMP_BITS, JUMP_SIZE
+from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t
 
 
@@ -94,9 +92,7 @@ def exit_to(t, target, backward, far):
     if backward:
         poll(t, SK_POLL, target, S1)
     if far or not same_page(t, target):
-        clobber(t, F_ALL)
-        mov_ri(e, S1, target)
-        gs_op(e, 4, 0xFF, 4, off.jump_cache[t.table] + 8 * jump_hash(target))
+        jump_far(t, t.table, target)
         return
     align_link(e, 1)
     c: cython.pointer(Cold) = cython.address(t.cold[t.n_cold])
@@ -112,19 +108,39 @@ def exit_s1(t):
     if t.single:
         leave(t, add_site(t.m, SK_STEP_S1, 0, t.block))
         return
-    clobber(t, F_ALL)  # by way of s2 only
     poll(t, SK_POLL_S1, 0, S2)
     jump_s1(t, t.table)
 
 
 def jump_s1(t, tlb):
-    """Jump to the address in s1 through a table's jump cache; the flags are put away."""
+    """Jump to the address in s1 through a table's jump cache, with the flags where they are."""
     e: cython.pointer(Code) = cython.address(t.e)
-    mov_rr32(e, S2, S1)
-    shift_ri(e, 4, 5, S2, JUMP_BITS)
-    op_rr(e, 4, 0x33, S2, S1)
-    op_ri(e, 4, 4, S2, JUMP_SIZE - 1)
-    gs_op_index(e, 0xFF, 4, S2, off.jump_cache[tlb])
+    op_rr(e, 4, 0x1B7, S2, S1)  # movzx s2d, s1w
+    if t.flags == FLAGS_HOST:
+        gs_op_index(e, 0xFF, 4, S2, off.jump_cache[tlb])
+    else:
+        gs_op_index(e, 0x8B, S2, S2, off.jump_cache[tlb])
+        jump_before_s2(e)
+
+
+def jump_far(t, tlb, target):
+    """The same for a known target."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    slot: uint32_t = off.jump_cache[tlb] + 8 * jump_hash(target)
+    mov_ri(e, S1, target)
+    if t.flags == FLAGS_HOST:
+        gs_op(e, 4, 0xFF, 4, slot)
+    else:
+        gs_load(e, S2, slot)
+        jump_before_s2(e)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def jump_before_s2(e: cython.pointer(Code)) -> cython.void:
+    lea(e, 8, S2, S2, REG_NONE, 0, -PAD_MEM)
+    op_rr(e, 4, 0xFF, 4, S2)
 
 
 def side_exit(t, hole, target):

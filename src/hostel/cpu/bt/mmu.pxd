@@ -1,5 +1,5 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from hostel.cpu.bt.vcpu cimport JUMP_BITS, JUMP_SIZE, TLB_SIZE, VCpu
+from hostel.cpu.bt.vcpu cimport JUMP_SIZE, TLB_SIZE, VCpu
 from hostel.memory.ram cimport Slot
 
 # Every function that returns int here: 0 = done, -1 = an exception is pending in c (exception_pending, exc_*).
@@ -52,7 +52,7 @@ cdef void jump_cache_insert(VCpu* c, int table, uint64_t pc, uint64_t host) noex
 cdef inline uint64_t empty_tag(int index) noexcept nogil:
     return 0x1000 if index == 0 else 0
 cdef inline int jump_hash(uint64_t pc) noexcept nogil:
-    return <int>((pc ^ (pc >> JUMP_BITS)) & (JUMP_SIZE - 1))
+    return <int>(pc & (JUMP_SIZE - 1))
 # Where a page's entry in the second TLB is
 cdef inline int second_index(uint64_t va) noexcept nogil:
     return <int>(<uint32_t>((<uint32_t>va >> 12) * <uint32_t>0x9E3779B1) >> 22)

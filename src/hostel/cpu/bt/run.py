@@ -403,7 +403,7 @@ class BtVcpu(Vcpu):
         c.apic = cython.NULL
         if index == 0:
             prepare(self.m, c)
-        c.jump_miss = text(self.m, self.m.miss)
+        c.jump_miss = text(self.m, self.m.miss_host)
         c.poll_word = 0
         c.poll = cython.cast(uint64_t, cython.address(c.poll_word))
         init_tlb(c)

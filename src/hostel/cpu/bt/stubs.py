@@ -16,6 +16,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     gs_store,
     gs_store_imm32,
     jcc_hole,
+    jmp_hole,
     jmp_to,
     lea_rip,
     mov_ri,
@@ -26,6 +27,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
 )
 from cython.cimports.hostel.cpu.bt.flags import emit_save_flags
 from cython.cimports.hostel.cpu.bt.system import feature_present
+from cython.cimports.hostel.cpu.bt.translation import PAD_MEM
 from cython.cimports.libc.stdint import uint8_t, uint32_t
 
 _avx = cython.declare(cython.bint)  # the host has AVX: vector registers are 32 bytes
@@ -149,14 +151,19 @@ def prepare(m, c):
     e1(cython.address(e), 0xC3)
     align(cython.address(e), 16)
     # miss: the target in s1 isn't (alone) in the jump cache; look in the second one before leaving
+    hole: cython.pointer(uint8_t) = jmp_hole(cython.address(e))
+    nops(cython.address(e), PAD_MEM - 5)
+    m.miss_host = e.p
+    emit_save_flags(cython.address(e))
     m.miss = e.p
+    fill_hole(hole, m.miss)
     e1(cython.address(e), 0x45)  # imul s2d, s1d, 0x9E3779B1
     e1(cython.address(e), 0x69)
     e1(cython.address(e), 0xFE)
     e4(cython.address(e), 0x9E3779B1)
     shift_ri(cython.address(e), 4, 5, S2, 20)
     gs_op_index(cython.address(e), 0x3B, S1, S2, off.second_pc)
-    hole: cython.pointer(uint8_t) = jcc_hole(cython.address(e), CC_NE)
+    hole = jcc_hole(cython.address(e), CC_NE)
     gs_load(cython.address(e), S1, off.mode)  # and jump_generation
     gs_op_index(cython.address(e), 0x3B, S1, S2, off.second_key)
     stale: cython.pointer(uint8_t) = jcc_hole(cython.address(e), CC_NE)
@@ -167,6 +174,10 @@ def prepare(m, c):
     m.look_up = e.p
     gs_store_imm32(cython.address(e), off.site, 0)
     jmp_to(cython.address(e), m.leave_mem)
+    align(cython.address(e), 16)
+    m.look_up_host = e.p
+    emit_save_flags(cython.address(e))
+    jmp_to(cython.address(e), m.look_up)
     align(cython.address(e), 16)
     for i in range(6):
         m.second_tlb[i] = e.p

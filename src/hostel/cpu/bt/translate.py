@@ -64,6 +64,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     mov_rr,
     mov_rr32,
     native,
+    nops,
     op_mem,
     op_ri,
     op_rr,
@@ -157,6 +158,7 @@ from cython.cimports.hostel.cpu.bt.translation import (
     FLAGS_MEM,
     MAX_FOLLOW,
     MAX_INSNS,
+    PAD_MEM,
     Address,
     Translation,
 )
@@ -185,7 +187,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
 )
 from cython.cimports.hostel.cpu.bt.windows import plan
 from cython.cimports.hostel.memory.ram import Slot
-from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
 
 _t = cython.declare(Translation)  # the block in the making; the cache's lock is held
@@ -614,6 +616,41 @@ def protect(m, gpa):
             protect_page(m.vcpus[i], slot.host + (page << 12))
 
 
+def landing_pads(t, pc):
+    """PAD_MEM bytes: for flags that are put away, whether s1 is pc; the jump's place, to entry_mem."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    start: cython.pointer(uint8_t) = e.p
+    hole: cython.pointer(uint8_t)
+    if fits32(pc):
+        op_ri(e, 8, 7, S1, cython.cast(cython.int, pc))
+    else:
+        mov_ri(e, S2, pc)
+        op_rr(e, 8, 0x39, S2, S1)
+    fill_hole(jcc_hole(e, CC_NE), t.m.miss)
+    hole = jmp_hole(e)
+    nops(e, PAD_MEM - cython.cast(cython.int, e.p - start))
+    return hole
+
+
+def landing_pad_host(t, pc):
+    """The same for flags in the host's, which stay what they are: by way of JRCXZ."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    equal: cython.pointer(uint8_t)
+    mov_rr(e, S2, 1)
+    if fits32(0 - pc):
+        lea(e, 8, 1, S1, REG_NONE, 0, cython.cast(int64_t, 0 - pc))
+    else:
+        mov_ri(e, 1, 0 - pc)
+        lea(e, 8, 1, 1, S1, 0, 0)
+    e1(e, 0xE3)  # jrcxz
+    e1(e, 0)
+    equal = e.p
+    mov_rr(e, 1, S2)
+    jmp_to(e, t.m.miss_host)
+    (equal - 1)[0] = cython.cast(uint8_t, e.p - equal)
+    mov_rr(e, 1, S2)
+
+
 def translate(m, c, gpa, mode):
     """Translate the block at c.rip, whose first byte is at gpa; the lock is held and there is room.
 
@@ -703,42 +740,42 @@ def translate(m, c, gpa, mode):
     b.mode = mode
     b.insns = cython.cast(uint16_t, t.n)
     e.p = m.free
-    # the three entries, each at a multiple of 8 so that it can be redirected by one store
+    # the four entries, each at a multiple of 8 so that it can be redirected by one store
     mem_first: cython.bint = False
+    entered: cython.pointer(uint8_t) = cython.NULL
+    pad_mem: cython.pointer(uint8_t)
     if t.live[0]:
         mem_first = clobbers_first(t)
-    align(e, 16)
-    b.pad = cython.cast(uint32_t, e.p - m.code)
-    if fits32(b.pc):
-        op_ri(e, 8, 7, S1, cython.cast(cython.int, b.pc))
-    else:
-        mov_ri(e, S2, b.pc)
-        op_rr(e, 8, 0x39, S2, S1)
-    hole: cython.pointer(uint8_t) = jcc_hole(e, CC_NE)
-    fill_hole(hole, m.miss)
-    if mem_first:
-        hole = jmp_hole(e)
+    if t.live[0] and not mem_first:
         align(e, 8)
+        b.entry_mem = cython.cast(uint32_t, e.p - m.code)
+        emit_restore_flags(e)
+        entered = jmp_hole(e)
+    align(e, 8)
+    pad_mem = landing_pads(t, b.pc)
+    b.pad = cython.cast(uint32_t, e.p - m.code)
+    landing_pad_host(t, b.pc)
+    align(e, 8)
+    if t.live[0] and not mem_first:
+        b.entry_host = cython.cast(uint32_t, e.p - m.code)
+        fill_hole(entered, e.p)
+        t.flags = FLAGS_HOST
+    elif mem_first:
         b.entry_host = cython.cast(uint32_t, e.p - m.code)
         emit_save_flags(e)
         align(e, 8)
-        fill_hole(hole, e.p)
         b.entry_mem = cython.cast(uint32_t, e.p - m.code)
         t.flags = FLAGS_MEM
     else:
-        align(e, 8)
         b.entry_mem = cython.cast(uint32_t, e.p - m.code)
-        if t.live[0]:
-            emit_restore_flags(e)
-            align(e, 8)
-        else:
-            e1(e, 0x0F)  # one nop of 8 bytes: the entries must differ
-            e1(e, 0x1F)
-            e1(e, 0x84)
-            e1(e, 0)
-            e4(e, 0)
+        e1(e, 0x0F)  # one nop of 8 bytes: the entries must differ
+        e1(e, 0x1F)
+        e1(e, 0x84)
+        e1(e, 0)
+        e4(e, 0)
         b.entry_host = cython.cast(uint32_t, e.p - m.code)
         t.flags = FLAGS_HOST
+    fill_hole(pad_mem, m.code + b.entry_mem)
     i: cython.int = 0
     while i < t.n and not t.done:
         check_windows(t, i)

@@ -9,6 +9,7 @@ cdef enum:
     MAX_INSNS = 48               # guest instructions a block
     MAX_COLD = 256               # pieces of cold code: up to four an instruction, and the windows'
     MAX_FOLLOW = 32              # no jump is followed behind so many instructions
+    PAD_MEM = 24                 # so many bytes before a landing pad is the one for flags that were put away
     FLAGS_HOST = 0               # the guest's arithmetic flags are in the host's
     FLAGS_MEM = 1                # in VCpu.flags_saved (or dead)
     EA_PLAIN = 0

@@ -8,8 +8,7 @@ cdef enum:
     TLB_SIZE = 65536          # entries a table
     ITLB_SIZE = 256
     SECOND_SIZE = 1024
-    JUMP_BITS = 14            # at 12 bits, half of the kernel's targets in a fork and exec evict one another
-    JUMP_SIZE = 16384         # entries of a jump cache
+    JUMP_SIZE = 65536         # entries of a jump cache: by the target's low 16 bits, which MOVZX takes without the flags
 
 cdef enum:                    # TLB tables: what may be touched depends on who asks
     TLB_USER = 0              # CPL 3
