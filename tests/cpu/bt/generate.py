@@ -66,8 +66,9 @@ class Generator:
         self.made = -1
         self.maker: Maker | None = None
         pool = random.Random(f"{seed}/vectors")
-        self.vectors = [self._vector(pool) for _ in range(400)]
-        self.stack = [self._extended(pool) for _ in range(200)]
+        ymm = [self._vector(pool) for _ in range(400)]
+        st = [self._extended(pool) for _ in range(200)]
+        self.vectors = [[_xsave(pool, ymm, st, masked) for _ in range(600)] for masked in (False, True)]
 
     def _vector(self, rng) -> bytes:
         kind = rng.random()
@@ -119,3 +120,29 @@ class Generator:
             self.maker.make(single)
             self.made = code
         return self.maker.case(number)
+
+
+def _xsave(rng, vectors: list[bytes], stack: list[bytes], masked: bool) -> bytes:
+    """An XSAVE image; ``masked``: mostly one with which no instruction raises an exception."""
+    masked = masked and rng.random() < 0.8
+    control = 0x37F
+    if rng.random() < 0.5 and not masked:
+        control = 0x40 | rng.getrandbits(4) << 8 | (0x3F if rng.random() < 0.7 else rng.getrandbits(6))
+    status = rng.getrandbits(16) & 0x4700 | rng.randrange(8) << 11
+    if rng.random() < 0.2:
+        status |= rng.getrandbits(7)
+    if status & ~control & 0x3F:
+        status |= 0x8080
+    tags = 0 if rng.random() < 0.2 else rng.getrandbits(8) | (rng.getrandbits(8) if rng.random() < 0.5 else 0)
+    mxcsr = 0x1F80
+    if rng.random() < 0.6:
+        mxcsr = rng.getrandbits(16) & 0xE07F if rng.random() < 0.6 else 0
+        mxcsr |= 0x1F80 if masked or rng.random() < 0.7 else rng.getrandbits(6) << 7
+    st = b"".join(rng.choice(stack) + bytes(6) for _ in range(8))
+    ymm = [rng.choice(vectors) for _ in range(16)]
+    present = 7 if rng.random() < 0.9 else rng.choice((3, 3, 3, 5, 6, 1))  # what isn't is as after INIT
+    return (
+        struct.pack("<HHBBHQQII", control, status, tags, 0, 0, 0, 0, mxcsr, 0) + st
+        + b"".join(y[:16] for y in ymm) + bytes(96) + struct.pack("<Q", present) + bytes(56)
+        + b"".join(y[16:] for y in ymm)
+    )  # fmt: skip

@@ -26,6 +26,7 @@ class Maker:
 
     writable = False  # whether the code may change itself
     memory_share = 0.55  # of the operands that may be in memory
+    masked = False  # whether vector and x87 instructions mostly raise no exceptions
     reach = 4  # below how many instructions a jump goes over
 
     def __init__(self, of: Generator, rng, number: int, focus: int, mode: int):
@@ -822,30 +823,7 @@ class Maker:
             flags |= 0x100  # a trap after the first instruction
         return Case(
             number, bytes(self.code), self.offset, self.mode, registers, flags,
-            self.fs_base, self.gs_base, self._xsave(), rng.randrange(IMAGES), self.patches, self.rows, self.focus,
+            self.fs_base, self.gs_base, rng.choice(self.of.vectors[self.masked]), rng.randrange(IMAGES), self.patches,
+            self.rows, self.focus,
             self.ignore, self.undefined, self.writable, self.end,
-        )  # fmt: skip
-
-    def _xsave(self) -> bytes:
-        rng, of = self.rng, self.of
-        control = 0x37F
-        if rng.random() < 0.5:
-            control = 0x40 | rng.getrandbits(4) << 8 | (0x3F if rng.random() < 0.7 else rng.getrandbits(6))
-        status = rng.getrandbits(16) & 0x4700 | rng.randrange(8) << 11
-        if rng.random() < 0.2:
-            status |= rng.getrandbits(7)
-        if status & ~control & 0x3F:
-            status |= 0x8080
-        tags = 0 if rng.random() < 0.2 else rng.getrandbits(8) | (rng.getrandbits(8) if rng.random() < 0.5 else 0)
-        mxcsr = 0x1F80
-        if rng.random() < 0.6:
-            mxcsr = rng.getrandbits(16) & 0xE07F if rng.random() < 0.6 else 0
-            mxcsr |= 0x1F80 if rng.random() < 0.7 else rng.getrandbits(6) << 7
-        stack = b"".join(rng.choice(of.stack) + bytes(6) for _ in range(8))
-        ymm = [rng.choice(of.vectors) for _ in range(16)]
-        present = 7 if rng.random() < 0.9 else rng.choice((3, 3, 3, 5, 6, 1))  # what isn't is as after INIT
-        return (
-            struct.pack("<HHBBHQQII", control, status, tags, 0, 0, 0, 0, mxcsr, 0) + stack
-            + b"".join(y[:16] for y in ymm) + bytes(96) + struct.pack("<Q", present) + bytes(56)
-            + b"".join(y[16:] for y in ymm)
         )  # fmt: skip

@@ -14,6 +14,8 @@ from sequences import Long
 
 from hostel.cpu.bt.table import C
 
+_READS = -2  # a victim that must go on reading the flags
+
 
 class Modifying(Long):
     writable = True
@@ -23,7 +25,7 @@ class Modifying(Long):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.victims: list[tuple[int, int, int]] = []  # where it begins and ends, a byte of its own choice in it
+        self.victims: list[tuple[int, int, int]] = []  # where it begins and ends; a byte that may be any, or < 0
         self.modifiers: list[dict] = []
         self.pointer = 0
         self.strings = False  # whether string instructions may be emitted
@@ -170,10 +172,11 @@ class Modifying(Long):
 
     def _watch_flags(self) -> None:
         """Make old code read all flags next: where it doesn't, the translator may have dropped them (decisions.md)."""
-        for code in (b"\x9f", b"\x0f\x90\xc0"):  # lahf, seto al
-            start = len(self.code)
-            if self.raw(code):
-                self.victims.append((start, len(self.code), -1))
+        start = len(self.code)
+        if self.raw(b"\x9f"):  # lahf
+            self.victims.append((start, start + 1, _READS))
+        if self.raw(b"\x0f\x90\xc0"):  # seto al, or setno
+            self.victims.append((start + 1, start + 1, start + 2))
 
     def _later(self, where: int, how: str, end: int, size: int, contents: int = -1, source: int = -1,
                delta: bool = False, repeats: bool = False) -> None:  # fmt: skip
@@ -255,6 +258,8 @@ class Modifying(Long):
         if special >= 0:
             old, at = bytes(self.code[start:end]), special - start
             return old[:at] + rng.randbytes(1) + old[at + 1 :]
+        if special == _READS:
+            return b"\xcc"  # int3
         kind = rng.randrange(4)
         if kind == 0:
             return b"\xcc" + b"\x90" * (n - 1)

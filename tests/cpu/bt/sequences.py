@@ -23,6 +23,7 @@ class Long(Maker):
 
     memory_share = 0.85
     reach = 7
+    masked = True
     loops = 0.35
     reserved = (4,)  # neither base nor counter
 
@@ -516,16 +517,6 @@ class Long(Maker):
                 self.raw(b"\x41" if r > 7 else b"", bytes([0xFF, 0xD0 | r & 7]))
         self.guess[4] = rsp
         self.undefined = undefined
-
-    # ---- the state before
-
-    def _xsave(self) -> bytes:
-        state = super()._xsave()
-        if self.rng.random() < 0.8:  # no vector or x87 instruction ends it early
-            status = struct.unpack_from("<H", state, 2)[0] & ~0x80FF
-            mxcsr = struct.unpack_from("<I", state, 24)[0] | 0x1F80
-            state = struct.pack("<HH", 0x37F, status) + state[4:24] + struct.pack("<I", mxcsr) + state[28:]
-        return state
 
     def _wishes(self, row: dict) -> None:
         rng = self.rng
