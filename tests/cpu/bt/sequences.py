@@ -505,7 +505,8 @@ class Long(Maker):
             return
         self._settle(True)
         rsp = self.guess[4]
-        free = [r for r in range(self.count) if r not in self.kept and r != 4]
+        # not where string instructions begin: what lies around the case's code isn't the same on both sides
+        free = [r for r in range(self.count) if r not in self.kept and r not in (4, 6, 7)]
         if rng.random() < 0.7 or not free:
             size = 2 if mode == 2 else 4
             where = len(self.code) + 1
