@@ -1,9 +1,14 @@
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
 from hostel.spec.vm import VmSpec
 from hostel.vm import launch, store
+
+for _part in ("guests", "cpu/bt", "vm"):  # machine.py, what that needs, and the workers
+    sys.path.insert(0, str(Path(__file__).parent / _part))
 
 
 @pytest.fixture

@@ -69,4 +69,9 @@ def tsc_khz_py() -> int:
     return tsc_khz
 
 
+def rdtsc_py() -> int:
+    """The host's TSC now."""
+    return rdtsc()
+
+
 _calibrate()

@@ -16,6 +16,7 @@ COMMANDS = {
     "console": ("hostel.cli.console", "be on a running VM's console; Ctrl-] leaves"),
     "logs": ("hostel.cli.logs", "show what a VM wrote to its console"),
     "debug": ("hostel.cli.debug", "let gdb debug what runs in a VM"),
+    "top": ("hostel.cli.top", "show how running VMs do, live"),
     "inspect": ("hostel.cli.inspect", "show everything about a VM, its counters too"),
     "start": ("hostel.cli.start", "start VMs that have stopped"),
     "stop": ("hostel.cli.stop", "have VMs power off"),

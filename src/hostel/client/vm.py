@@ -71,6 +71,7 @@ class VM:
         detach: bool = False,
         rm: bool | None = None,
         debug: bool = False,
+        trace: str | None = None,
         perf_map: bool = False,
         symbols: str | None = None,
     ) -> "VM":
@@ -80,6 +81,8 @@ class VM:
         image, only what is given. It ends with this process or the ``with`` block unless ``detach``, and is
         removed then unless it has a ``name`` (``rm`` says otherwise). ``command`` is run in the guest once
         that is up, and the VM ends with it. With ``debug`` it waits for a debugger at its first instruction.
+        ``trace`` is KIND[,KIND...][:FILE] of blocks, exits and faults: what the translator does is written there
+        (else to hostel.trace).
         ``perf_map`` keeps /tmp/perf-PID.map for perf(1), with names from
         ``symbols`` (a System.map, or the guest's /proc/kallsyms). Raises HostelError.
         """
@@ -91,6 +94,9 @@ class VM:
         spec.remove = (name is None and not detach) if rm is None else rm
         spec.command = list(command)
         spec.debug = debug
+        if trace is not None:
+            kinds, path = spec_vm.parse_trace(trace)
+            spec.trace = f"{','.join(kinds)}:{Path(path).absolute()}"
         spec.perf_map = perf_map
         if symbols is not None:
             spec.symbols = _file(symbols, "file of symbols")

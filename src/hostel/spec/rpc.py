@@ -88,6 +88,10 @@ class Resize(msgspec.Struct, forbid_unknown_fields=True):
     cols: int
 
 
+class Count(msgspec.Struct, forbid_unknown_fields=True):
+    on: bool
+
+
 class Debug(msgspec.Struct, forbid_unknown_fields=True):
     """Become the VM's debugger: it stops, and this connection is told what it meets. Ends with the connection."""
 
@@ -149,6 +153,8 @@ class DebugGo(msgspec.Struct, forbid_unknown_fields=True):
 PARAMS: dict[str, type[msgspec.Struct]] = {
     "status": Nothing,         # -> VmState
     "inspect": Nothing,        # -> spec, state, statistics
+    "counters": Nothing,       # -> as inspect's statistics of vCPUs and engine, at little cost
+    "count": Count,            # instructions are counted while any connection wants it
     "subscribe": Nothing,      # events follow on this connection
     "wait": Nothing,           # -> VmState, once the VM has stopped
     "wait_agent": Nothing,     # -> true, once the guest takes commands

@@ -11,6 +11,7 @@ VERSION = 1
 MAX_CPUS = 16                # the board's limit (issue 2); xAPIC IDs would carry 255
 MIN_MEMORY = 16 << 20        # the smallest that a kernel and its page tables start in
 MAX_MEMORY = 1 << 40         # 40 guest-physical address bits
+TRACE_KINDS = ("blocks", "exits", "faults")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.ASCII)  # also a host name and a folder's name
 
 
@@ -30,6 +31,7 @@ class VmSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     remove: bool = False          # the VM's folder goes when the VM ends
     command: list[str] = []       # run in the guest once it is up; the VM ends with it
     perf_map: bool = False        # keep /tmp/perf-PID.map for perf(1)
+    trace: str = ""               # KINDS:FILE, what to write down and where (vm/trace)
     debug: bool = False           # it stands still at its start, until a debugger lets it go on
     symbols: str | None = None    # names for the guest's addresses: a System.map, or its /proc/kallsyms
 
@@ -58,6 +60,15 @@ def check_cpus(cpus: int) -> int:
     if not 1 <= cpus <= MAX_CPUS:
         raise UsageError(f"a VM has 1 to {MAX_CPUS} vCPUs, not {cpus}")
     return cpus
+
+
+def parse_trace(text: str) -> tuple[list[str], str]:
+    """The kinds and the file of ``KIND[,KIND...][:FILE]``."""
+    names, _, path = text.partition(":")
+    kinds = names.split(",")
+    if not all(kind in TRACE_KINDS for kind in kinds):
+        raise UsageError(f"--trace takes {', '.join(TRACE_KINDS)}, joined by commas, and perhaps :FILE; not '{text}'")
+    return kinds, path or "hostel.trace"
 
 
 def check_memory(memory: int | str) -> int:

@@ -35,6 +35,7 @@ from hostel.vm.exec import Exec
 from hostel.vm.perfmap import PerfMap
 from hostel.vm.store import Folder
 from hostel.vm.symbols import Symbols
+from hostel.vm.trace import Trace
 
 WORKER_LOG_SIZE = 1 << 20
 END_TIMEOUT = 5.0       # seconds that clients have to read the rest when the VM has ended
@@ -81,6 +82,8 @@ class Worker:
         self._window = (0, 0)
         self.debugger = Debugger(lambda: self.machine, self.spec.name)
         self._perf_map: PerfMap | None = None
+        self._trace: Trace | None = None
+        self._counting: set[Connection] = set()
 
     def start(self) -> None:
         """Give up what isn't needed, then let the guest run."""
@@ -90,6 +93,9 @@ class Worker:
         symbols = Symbols.read(self.spec.symbols) if self.spec.symbols else None
         if self.spec.perf_map:
             self._perf_map = PerfMap(self.loop, lambda: self.machine.engine, symbols)
+        if self.spec.trace:
+            self._trace = Trace(self.loop, self.spec.trace, symbols)
+            self._trace.follow(self.machine.engine)
         self.confinement = confine.confine(self.folder.path, self.files.pin(), profiled=self.spec.perf_map)
         self._connect()
         if not self.spec.debug:
@@ -207,12 +213,18 @@ class Worker:
         paused = self.state.state == "paused"
         self._last_start = now
         self.machine.stop()
+        if self._trace:
+            self._trace.take()
         self._drain()
         self._disconnect()
         self.machine.close()
         del self.machine
         gc.collect()  # the old machine's memory goes before the new one's comes
         self.machine = self._machine_type(self.spec, self.files, self.loop, self._machine_event)
+        if self._trace:
+            self._trace.follow(self.machine.engine)
+        if self._counting:
+            self.machine.engine.count_instructions(True)
         self._connect()
         self.server.event(event="reset", reason=why)
         if self.debugger.attached:
@@ -235,6 +247,8 @@ class Worker:
         self.debugger.close()
         if self._perf_map:
             self._perf_map.update()
+        if self._trace:
+            self._trace.take()
         self._drain()
         self.exec.finish(f"'{self.spec.name}' ended: {reason}")
         self._disconnect()
@@ -297,6 +311,34 @@ class Worker:
                 "resets": self._resets,
             },
         }
+
+    def do_counters(self, connection: Connection, params: rpc.Nothing) -> dict:
+        self._must_live()
+        return {"time": time.monotonic(), **self.machine.counters()}
+
+    def do_count(self, connection: Connection, params: rpc.Count) -> bool:
+        self._must_live()
+        before = bool(self._counting)
+        (self._counting.add if params.on else self._counting.discard)(connection)
+        connection.on_close = lambda: self._stop_counting(connection)
+        self._count(before)
+        return True
+
+    def _stop_counting(self, connection: Connection) -> None:
+        before = bool(self._counting)
+        self._counting.discard(connection)
+        if not self.ended:
+            self._count(before)
+
+    def _count(self, before: bool) -> None:
+        """Instructions are counted by other translations: the vCPUs change over to them while they stand still."""
+        if bool(self._counting) != before:
+            running = self.debugger.running if self.debugger.attached else self.state.state == "running"
+            if running:
+                self.machine.stop()
+            self.machine.engine.count_instructions(not before)
+            if running:
+                self.machine.start()
 
     def do_subscribe(self, connection: Connection, params: rpc.Nothing) -> bool:
         connection.subscribed = True

@@ -77,7 +77,7 @@ def test_the_same_as_one_by_one(sfmask, flags):
     vcpu.run_py()
     assert vcpu.take_exception()[0] == 3
     inline = result(ram, vcpu)
-    monitored = vcpu.statistics()["monitor"].get(11, 0)  # S_SYSCALL
+    monitored = vcpu.statistics()["monitor"].get("syscall", 0)
     assert monitored < 5 or sfmask != LINUX_SFMASK  # the later ones didn't leave
 
     ram, vcpu = machine(sfmask, flags)

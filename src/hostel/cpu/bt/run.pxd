@@ -6,6 +6,7 @@ from hostel.cpu.engine cimport Vcpu
 from hostel.memory.ram cimport Ram
 
 cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int microseconds)
     long syscall(long number, ...)
 
 cdef extern from "<sys/syscall.h>" nogil:
@@ -47,6 +48,23 @@ ctypedef void (*stub_t)() noexcept nogil
 cdef enum:
     ALT_STACK = 1 << 16
 
+cdef enum:                       # what a trace holds; also bits of `tracing`
+    TRACE_BLOCK = 1              # translated: rip, gpa, guest | host << 32 bytes, instructions << 32 | mode
+    TRACE_EXIT = 2               # left translated code: rip, address, size or instruction << 32, SK_*
+    TRACE_RUN = 4                # left run(): rip, address, data, reason | is_write << 8 | size << 16
+    TRACE_FAULT = 8              # an exception: rip, cr2, error, vector | has an error << 8 | soft << 9
+    TRACE_IRQ = 16               # an interrupt: rip, 0, 0, vector
+    RING = 1 << 15               # entries between two readings
+
+cdef struct Record:
+    uint64_t tsc
+    uint64_t rip
+    uint64_t a
+    uint64_t b
+    uint64_t c
+    uint32_t kind
+    uint32_t cpl
+
 cdef enum:
     STEP_KICK = 1                # with EXIT_KICK, for the slow twin
     STEP_DEBUG = 2               # with EXIT_DEBUG, for a debugger
@@ -81,6 +99,11 @@ cdef class BtVcpu(Vcpu):
     cdef bint was_single         # what translated code runs is a block of one instruction
     cdef bint plain              # the next block is to be one without windows
     cdef bint held               # the world is stopped for a split atomic access
+    cdef int tracing             # TRACE_*; 0: nothing is written down
+    cdef Record* ring            # written by the vCPU's thread, read by another
+    cdef volatile uint32_t ring_head   # entries written so far, resp. read
+    cdef volatile uint32_t ring_tail
+    cdef volatile uint64_t trace_lost
     cdef int one_step            # return after a single instruction: STEP_*
     cdef bint step_irq           # and let interrupts come before it
     cdef int watched             # 1 + the number of the watchpoint that the present instruction has met
@@ -106,6 +129,7 @@ cdef class BtVcpu(Vcpu):
     cdef int staged(self) noexcept nogil
     cdef bint breakpoint(self, uint64_t linear) noexcept nogil
     cdef void watch(self, uint64_t va, uint64_t size, int access) noexcept nogil
+    cdef void note(self, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
     cdef int debug_exit_for(self, int why, uint64_t address) noexcept nogil
     cdef void watch_run(self, uint64_t before, uint64_t after, int access) noexcept nogil
     cdef int refuse(self) noexcept nogil

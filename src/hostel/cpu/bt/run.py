@@ -98,7 +98,7 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     raise_error,
     raise_exception,
 )
-from cython.cimports.hostel.cpu.bt.msr import tell_of_stop
+from cython.cimports.hostel.cpu.bt.msr import tell_of_stop, update_kvmclock
 from cython.cimports.hostel.cpu.bt.piecewise import peek, read_pieces, stage, writable, write_pieces
 from cython.cimports.hostel.cpu.bt.segment import update_mode
 from cython.cimports.hostel.cpu.bt.strings import STRING_ASK, STRING_DONE, STRING_MORE, run_string
@@ -175,7 +175,10 @@ from cython.cimports.posix.mman import (
 )
 
 from hostel.base.errors import MachineError, MemoryError_
+from hostel.cpu.bt.table import C
 
+# What the monitor ran, by OpInfo.system; 0 stands for string instructions
+_monitored = {number: name[2:].lower() for name, number in C.items() if name.startswith("S_")} | {0: "string"}
 _handlers_installed = cython.declare(cython.bint, False)
 
 
@@ -324,6 +327,14 @@ class BtEngine:
             flush(m)  # whatever was translated without these breakpoints
             pthread_mutex_unlock(cython.address(m.lock))
 
+    def count_instructions(self, on: cython.bint):
+        """Count instructions from now on, or stop it: by translations apart from the others, so that it costs nothing
+        when off. No vCPU is running."""
+        i: cython.int
+        for i in range(self.cache.n_vcpus):
+            self.cache.vcpus[i].counting = on
+            update_mode(self.cache.vcpus[i])
+
     def translations(self, since: cython.uint = 0) -> tuple:
         """What lies in the code memory, for profilers: (epoch, position, pieces).
 
@@ -344,13 +355,24 @@ class BtEngine:
         for i in range(since, m.n_blocks):
             b: cython.pointer(Block) = cython.address(m.blocks[i])
             end = m.blocks[i + 1].cold if i + 1 < m.n_blocks else cython.cast(uint32_t, m.cold_free - m.code)
-            mode = mode_name(b.mode)
+            mode = BtEngine.mode_name(b.mode)
             out.append((base + b.pad, b.end - b.pad, b.pc, mode, b.size, ""))
             out.append((base + b.cold, end - b.cold, b.pc, mode, b.size, "cold"))
         position = m.n_blocks
         epoch = m.generation
         pthread_mutex_unlock(cython.address(m.lock))
         return epoch, position, out
+
+    @staticmethod
+    def mode_name(mode: int) -> str:
+        """For people: what a block was translated for, as in ``kernel64``."""
+        name = "user" if mode & MODE_USER else "kernel"
+        name += "64" if mode & MODE_CODE64 else "32" if mode & MODE_CODE32 else "16"
+        return name + ("-alone" if mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG) else "")
+
+    def instruction_name(self, system: cython.int) -> str:
+        """An instruction that the monitor runs, by its number in a trace."""
+        return _monitored.get(system, str(system))
 
     def code(self) -> bytes:
         """The code memory as it is filled, from the stubs on; for disassemblers."""
@@ -385,6 +407,7 @@ class BtVcpu(Vcpu):
         self.memory = p
         self.memory_size = size
         self.alt_stack = cython.NULL
+        self.ring = cython.NULL
         self.owned = False
         c: cython.pointer(VCpu) = cython.cast(cython.pointer(VCpu), p)
         # fxsave wants its area at a multiple of 16
@@ -416,6 +439,8 @@ class BtVcpu(Vcpu):
             munmap(self.memory, self.memory_size)
         if self.alt_stack:
             munmap(self.alt_stack, ALT_STACK)
+        if self.ring:
+            munmap(self.ring, RING * cython.sizeof(Record))
 
     def set_apic(self, apic: InterruptController):
         """Hand in the local APIC; before the first run."""
@@ -454,6 +479,7 @@ class BtVcpu(Vcpu):
         finally:
             c.tsc_offset = offset
             c.clock_origin = origin
+            update_kvmclock(c)
 
     def reset(self):
         """Power-on state again (reboot); the vCPU is not running."""
@@ -492,6 +518,51 @@ class BtVcpu(Vcpu):
             return None
         c.exception_pending = 0
         return (c.exc_vector, c.exc_error if c.exc_has_error else None, c.exc_cr2 if c.exc_vector == 14 else None)
+
+    def trace(self, what: cython.int):
+        """Write down what happens (TRACE_* bits: blocks 1, exits 2 and 4, faults 8 and 16), for ``trace_take``."""
+        if not self.ring:
+            p: cython.p_void = mmap(
+                cython.NULL, RING * cython.sizeof(Record), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
+            )
+            if p == MAP_FAILED:
+                raise MemoryError_("no memory for a trace")
+            self.ring = cython.cast(cython.pointer(Record), p)
+        self.tracing = what
+
+    def trace_take(self) -> list:
+        """What was written down since the last call: ``(tsc, kind, rip, cpl, a, b, c)``, see TRACE_* in run.pxd. While
+        RING entries wait to be taken, the vCPU waits too, unless it is asked to stop: then they are lost, as kind 0."""
+        head: uint32_t = self.ring_head
+        last: uint64_t = 0
+        out = []
+        while self.ring_tail != head:
+            r: cython.pointer(Record) = cython.address(self.ring[self.ring_tail & (RING - 1)])
+            out.append((r.tsc, r.kind, r.rip, r.cpl, r.a, r.b, r.c))
+            last = r.tsc
+            self.ring_tail += 1
+        if self.trace_lost:
+            out.append((last, 0, 0, 0, self.trace_lost, 0, 0))
+            self.trace_lost = 0
+        return out
+
+    def note(self, kind, a, b, value):
+        """Write a record for a trace."""
+        while self.ring_head - self.ring_tail >= RING:
+            if self.stop_request or self.held:
+                self.trace_lost += 1
+                return
+            usleep(200)
+        r: cython.pointer(Record) = cython.address(self.ring[self.ring_head & (RING - 1)])
+        r.tsc = rdtsc()
+        r.rip = self.c.rip
+        r.cpl = self.c.cpl
+        r.kind = kind
+        r.a = a
+        r.b = b
+        r.c = value
+        fence()
+        self.ring_head += 1
 
     def debug_step(self, interrupts: cython.bint):
         """The next run ends with EXIT_DEBUG behind one instruction; ``interrupts`` may come before it or not. One that
@@ -534,7 +605,7 @@ class BtVcpu(Vcpu):
         exceptions = {str(i): c.n_exception[i] for i in range(32) if c.n_exception[i]}
         return {
             "exits": exits,
-            "monitor": {i: c.n_monitor[i] for i in range(128) if c.n_monitor[i]},
+            "monitor": {_monitored[i]: c.n_monitor[i] for i in range(128) if c.n_monitor[i]},
             "exceptions": exceptions,
             "interrupts": c.n_interrupts,
             "tlb_misses": c.n_tlb_miss,
@@ -546,6 +617,7 @@ class BtVcpu(Vcpu):
             "single_steps": c.n_twin,
             "self_modifying_writes": c.n_smc,
             "stops": self.stops,
+            "instructions": c.n_insns,
         }
 
     # ------------------------------------------------------------ the thread
@@ -612,6 +684,11 @@ class BtVcpu(Vcpu):
         cython.cast(stub_t, text(self.m, self.m.fx_save))()
         self.exit = self.c.io
         self.exit.reason = reason
+        if self.tracing & TRACE_RUN:
+            self.note(
+                TRACE_RUN, self.exit.address, self.exit.data,
+                reason | cython.cast(uint64_t, self.exit.is_write) << 8 | cython.cast(uint64_t, self.exit.size) << 16,
+            )
         return reason
 
     def events(self):
@@ -643,6 +720,11 @@ class BtVcpu(Vcpu):
             if self.catch_exceptions:
                 c.io.reason = EXIT_KICK
                 return True
+            if self.tracing & TRACE_FAULT:
+                self.note(
+                    TRACE_FAULT, c.exc_cr2, c.exc_error,
+                    c.exc_vector | cython.cast(uint64_t, c.exc_has_error) << 8 | cython.cast(uint64_t, c.exc_soft) << 9,
+                )
             if deliver_exception(c) == SYS_SHUTDOWN:
                 c.io.reason = EXIT_SHUTDOWN
                 return True
@@ -665,6 +747,8 @@ class BtVcpu(Vcpu):
                     if vector >= 0:
                         c.halted = 0
                         c.n_interrupts += 1
+                        if self.tracing & TRACE_IRQ:
+                            self.note(TRACE_IRQ, 0, 0, vector)
                         if deliver_interrupt(c, vector) == SYS_SHUTDOWN:
                             c.io.reason = EXIT_SHUTDOWN
                             return True
@@ -830,6 +914,12 @@ class BtVcpu(Vcpu):
             pthread_mutex_unlock(cython.address(m.lock))
             if n == 0:
                 return GO_LOOKUP
+            if self.tracing & TRACE_BLOCK:
+                b = cython.address(m.blocks[n])
+                self.note(
+                    TRACE_BLOCK, gpa, b.size | cython.cast(uint64_t, b.end - b.pad) << 32,
+                    cython.cast(uint64_t, b.insns) << 32 | mode,
+                )
         b = cython.address(m.blocks[n])
         if not mode & (MODE_SINGLE | MODE_PLAIN | MODE_TF | MODE_DEBUG):
             tlb = current_table(c)
@@ -887,6 +977,12 @@ class BtVcpu(Vcpu):
         s: cython.pointer(Site) = cython.address(self.site)
         kind: cython.int = s.kind
         c.n_exits[kind] += 1
+        if self.tracing & TRACE_EXIT:
+            c.rip = s.pc
+            self.note(
+                TRACE_EXIT, c.target, table[self.insn.op].system if kind == SK_SYS else s.size,
+                kind | cython.cast(uint64_t, s.access) << 8,
+            )
         if kind == SK_MEM:
             return self.memory_access()
         _flags_in(c)
@@ -1245,13 +1341,6 @@ class BtVcpu(Vcpu):
             return self.resume(self.site.host)
         self.trap()
         return GO_LOOKUP
-
-
-def mode_name(mode: int) -> str:
-    """For people: what a block was translated for, as in ``kernel64``."""
-    name = "user" if mode & MODE_USER else "kernel"
-    name += "64" if mode & MODE_CODE64 else "32" if mode & MODE_CODE32 else "16"
-    return name + ("-alone" if mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG) else "")
 
 
 @cython.cfunc

@@ -24,6 +24,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_AC,
     MODE_CODE32,
     MODE_CODE64,
+    MODE_COUNT,
     MODE_DEBUG,
     MODE_DF,
     MODE_FLAT,
@@ -119,6 +120,8 @@ def update_mode(c):
         mode |= MODE_TF
     if c.dr[7] & 0xFF or c.watch_count:
         mode |= MODE_DEBUG
+    if c.counting:
+        mode |= MODE_COUNT
     c.mode = mode
 
 

@@ -50,6 +50,8 @@ def prepare(m, c):
     off.poll = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.poll)) - base)
     off.flags_saved = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.flags_saved)) - base)
     off.scratch = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.scratch[0])) - base)
+    off.n_insns = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.n_insns)) - base)
+    off.count_spill = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.count_spill)) - base)
     off.site = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.site)) - base)
     off.target = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.target)) - base)
     off.host_pc = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.host_pc)) - base)

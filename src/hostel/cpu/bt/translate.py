@@ -169,6 +169,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_AC,
     MODE_CODE32,
     MODE_CODE64,
+    MODE_COUNT,
     MODE_DEBUG,
     MODE_NOAVX,
     MODE_NOFPU,
@@ -587,6 +588,26 @@ def follow(t, insn):
     return kind == K_JMP and same_page(t, target)
 
 
+def may_leave(insn):
+    """Whether a block goes on behind it in some cases only."""
+    k: cython.int = table[insn.op].kind
+    return k == K_JCC or k == K_LOOP
+
+
+def count(t, i):
+    """Count the instructions from i to the next that may leave the block; no flag and no register changes."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    n: cython.int = 1
+    while i + 1 < t.n and not may_leave(cython.address(t.insns[i])):
+        i += 1
+        n += 1
+    gs_store(e, off.count_spill, S2)
+    gs_load(e, S2, off.n_insns)
+    lea(e, 8, S2, S2, REG_NONE, 0, n)
+    gs_store(e, off.n_insns, S2)
+    gs_load(e, S2, off.count_spill)
+
+
 def find_slot(m, gpa):
     i: cython.int
     for i in range(m.n_slots):
@@ -778,6 +799,8 @@ def translate(m, c, gpa, mode):
     fill_hole(pad_mem, m.code + b.entry_mem)
     i: cython.int = 0
     while i < t.n and not t.done:
+        if mode & MODE_COUNT and (i == 0 or may_leave(cython.address(t.insns[i - 1]))):
+            count(t, i)
         check_windows(t, i)
         generate(t, i)
         i += 1

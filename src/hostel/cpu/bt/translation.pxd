@@ -85,6 +85,8 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t poll
     uint32_t flags_saved
     uint32_t scratch
+    uint32_t n_insns
+    uint32_t count_spill
     uint32_t site
     uint32_t target
     uint32_t host_pc

@@ -80,6 +80,7 @@ cdef enum:
     MODE_PE = 8192            # CR0.PE
     MODE_DEBUG = 0x20000      # DR7 enables a breakpoint, or a debugger watches: one instruction a block, and every access is looked at
     MODE_PLAIN = 0x40000      # translated without windows: where one has failed
+    MODE_COUNT = 0x1000000    # translated code counts the instructions that it runs
     MODE_RING12 = 0x10000     # CPL 1 or 2: neither a kernel's nor a program's fast paths
 
 cdef struct Segment:
@@ -177,6 +178,9 @@ cdef struct VCpu:
     uint64_t n_tlb_miss, n_tlb_fill, n_tlb_flush, n_exceptions, n_interrupts, n_system
     uint64_t n_lookups, n_polls, n_twin, n_smc, n_syscalls
     uint64_t n_exception[32]
+    uint64_t n_insns                    # instructions run while `counting`
+    uint64_t count_spill                # translated code: a register that counting borrows
+    uint64_t counting
     # -- translation caches. tag_* hold the page's address where the access may go straight to host memory, else one
     # of another index (mmu.empty_tag). Most of this is never touched.
     uint64_t tag_r[TLB_COUNT][TLB_SIZE]
