@@ -329,7 +329,7 @@ def differences(case: Case, native: Outcome, other: Outcome) -> list[str]:
     if native.vector == other.vector and native.vector in _ERRORS:
         # Linux says "present" of what isn't the user's
         kernel = int(native.vector == 14 and native.cr2 >= 0x7FFF_FFFF_F000)
-        row = _faulting(case, native)[0]
+        row = faulting(case, native)[0]
         if row.name not in _WIDE or native.cr2 >> 12 == other.cr2 >> 12:
             check("error code", native.error | kernel, other.error | kernel)
         if native.vector == 14:
@@ -337,7 +337,7 @@ def differences(case: Case, native: Outcome, other: Outcome) -> list[str]:
             shift = 16 if row.name in _WIDE else 12 if row.fields["kind"] == C["K_GATHER"] else 0
             if not row.name.endswith(("maskmovq", "maskmovdqu")):
                 check("cr2", native.cr2 >> shift, other.cr2 >> shift)
-    row, insn = _faulting(case, native)
+    row, insn = faulting(case, native)
     popa = row.name == "popa"  # some of the registers may have been popped
     short = row.fields["kind"] == C["K_STRING"] and insn["addrsize"] == 4
     for i in range(0 if popa else 16 if case.mode == 8 else 8):
@@ -357,7 +357,7 @@ def differences(case: Case, native: Outcome, other: Outcome) -> list[str]:
     check("gs base", native.gs_base, other.gs_base)
     if native.fx != other.fx or native.ymmh != other.ymmh:
         a, b = native.fx, other.fx
-        row, insn = _faulting(case, native) if native.vector in (12, 13, 14) else (decode.ROWS[0], {})
+        row, insn = faulting(case, native) if native.vector in (12, 13, 14) else (decode.ROWS[0], {})
         # a gather that faults: which elements are done is the processor's choice
         loose = (insn["reg"], insn["vvvv"]) if row.fields["flags"] & C["O_VSIB"] else ()
         # MMX: the host may have made TOP 0 and all registers valid before it faulted
@@ -375,7 +375,7 @@ def differences(case: Case, native: Outcome, other: Outcome) -> list[str]:
             y = b[at : at + 16] + other.ymmh[16 * i : 16 * i + 16]
             if i not in loose:
                 check(f"ymm{i}", int.from_bytes(x, "little"), int.from_bytes(y, "little"))
-    wide = native.vector == 14 and _faulting(case, native)[0].name in _WIDE
+    wide = native.vector == 14 and faulting(case, native)[0].name in _WIDE
     if native.memory != other.memory and not wide:  # those may have been stored in part
         found += _memory_differences(case, native.memory, other.memory)
     return found
@@ -412,13 +412,13 @@ def _tolerated(case: Case, native: Outcome, other: Outcome) -> bool:
     """Two reasons to refuse one instruction: processors differ in which comes first, and so does the translator."""
     if _astray(case, native.rip) or _astray(case, other.rip):
         return True
-    row, insn = _faulting(case, native)
+    row, insn = faulting(case, native)
     if native.vector in (12, 13) and _wraps(native, insn):
         return True
     if native.rip != other.rip:
         if other.vector in (12, 13, 14):
             # an x87 store that doesn't happen, as it raises an unmasked error, can't fault on the host
-            at = _faulting(case, other)[0].fields
+            at = faulting(case, other)[0].fields
             if at["flags"] & C["O_X87"] and at["mem"] == C["M_WRITE"]:
                 return True
         # Intel refuses an indirect jump to a non-canonical address, the translator (as AMD) what is fetched there;
@@ -440,7 +440,7 @@ def _tolerated(case: Case, native: Outcome, other: Outcome) -> bool:
     return other.vector in memory and (native.vector in (5, 16) or (native.vector == 19 and store))
 
 
-def _faulting(case: Case, native: Outcome) -> tuple:
+def faulting(case: Case, native: Outcome) -> tuple:
     """Table row and decoded form of the instruction at ``native.rip``; row 0 where there is none."""
     code = _code_after(case, native)
     at = native.rip - case.rip

@@ -77,8 +77,10 @@ class Trial:
             self.refused.setdefault(case.focus, Counter())[native.vector] += 1
 
     def _compare(self, case: oracle.Case, native: oracle.Outcome, other: oracle.Outcome | None, how: str) -> None:
-        too_long = other is None or other.vector == oracle.STOPPED
-        found = [] if too_long else oracle.differences(case, native, other)
+        skip = other is None or other.vector == oracle.STOPPED
+        if self.guest.supervisor and native.vector == 13:  # the middle of an instruction may be another for users
+            skip = skip or generate.refused(oracle.faulting(case, native)[0].fields)
+        found = [] if skip else oracle.differences(case, native, other)
         if found:
             kind = "supervisor" if self.guest.supervisor else "translator"
             where = f"pytest -s tests/cpu/bt/test_oracle.py -m '' -k {kind}"
