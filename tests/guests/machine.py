@@ -112,12 +112,12 @@ def assemble(text: str, origin: int = BASE, runtime: bool = True, **defines: int
 class Machine:
     """``cpus`` vCPUs; the first begins at BASE in long mode, the others wait for SIPI."""
 
-    def __init__(self, cpus: int = 1, ram: Ram | None = None):
+    def __init__(self, cpus: int = 1, ram: Ram | None = None, code_size: int = 64 << 20):
         if ram is None:
             ram = Ram()
             ram.add(0, MEMORY)
         self.ram = ram
-        self.engine = BtEngine(self.ram, cpus)
+        self.engine = BtEngine(self.ram, cpus, code_size)
         self.said: list[int] = []
         pio, self.mmio = space.Space("pio"), space.Space("mmio")
         pio.map(SAY, 5, _Port(self))

@@ -86,3 +86,57 @@ def test_no_address_is_writable_and_executable():
     code = [how for how, what in mappings() if what == "/dev/zero"]
     assert code.count("r-xs") == code.count("rw-s") > 0 and set(code) == {"r-xs", "rw-s"}
     assert sum("w" in how and "x" in how for how, _ in mappings()) == other
+
+
+# `ecx` times: a routine that is new, at the next of 512 places, is written and called
+CHURN = """
+    mov     r8, 0xC30000000000
+1:  mov     eax, ecx
+    and     eax, 511
+    lea     rdx, [rdi + rax*8]
+    mov     eax, ecx
+    shl     rax, 8
+    or      rax, r8
+    or      rax, 0xB8
+    mov     [rdx], rax
+    call    rdx
+    add     rbx, rax
+    dec     ecx
+    jnz     1b
+    int3
+"""
+
+
+def _resident() -> int:
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+
+def test_fresh_code_for_ever_neither_leaks_nor_slows_down():
+    rounds = 10_000
+    _, vcpu, engine = machine_of(assemble(CHURN, CODE, runtime=False), code_size=1 << 20)
+    state = vcpu.save_state()
+    state.registers[4] = DATA + 0x2000
+    work, memory = [], []
+    for _ in range(8):
+        before = _work(vcpu, engine)
+        state.rip, state.registers[1], state.registers[3] = CODE, rounds, 0
+        vcpu.load_state(state)
+        vcpu.run_py()
+        assert vcpu.take_exception()[0] == 3
+        assert vcpu.save_state().registers[3] == rounds * (rounds + 1) // 2
+        work.append([after - was for after, was in zip(_work(vcpu, engine), before, strict=True)])
+        memory.append(_resident())
+    counters = engine.statistics()
+    assert counters["flushes"] >= 10
+    assert counters["code_bytes"] <= counters["code_capacity"] == 1 << 20
+    assert memory[-1] - memory[2] < 1 << 20
+    for first, last in zip(work[1], work[-1], strict=True):  # a round costs as many translations, exits and look-ups
+        assert last <= 1.2 * first + 100
+
+
+def _work(vcpu, engine) -> list[int]:
+    counters, own = engine.statistics(), vcpu.statistics()
+    return [
+        counters["translated_instructions"], counters["invalidated_blocks"], sum(own["exits"].values()), own["lookups"],
+        own["tlb_fills"], own["jump_flushes"],
+    ]  # fmt: skip
