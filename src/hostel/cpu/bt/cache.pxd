@@ -76,7 +76,8 @@ cdef struct Block:
     uint32_t next_hash
     uint32_t next_page
     uint32_t next_page2
-    uint32_t pad                 # offsets in the code memory
+    uint32_t start               # offsets in the code memory
+    uint32_t pad
     uint32_t entry_host
     uint32_t entry_mem
     uint32_t cold                # its rarely run part

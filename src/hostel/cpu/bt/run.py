@@ -175,6 +175,7 @@ from cython.cimports.posix.mman import (
 )
 
 from hostel.base.errors import MachineError, MemoryError_
+from hostel.cpu.bt.stubs import stub_names
 from hostel.cpu.bt.table import C
 
 # What the monitor ran, by OpInfo.system; 0 stands for string instructions
@@ -356,7 +357,7 @@ class BtEngine:
             b: cython.pointer(Block) = cython.address(m.blocks[i])
             end = m.blocks[i + 1].cold if i + 1 < m.n_blocks else cython.cast(uint32_t, m.cold_free - m.code)
             mode = BtEngine.mode_name(b.mode)
-            out.append((base + b.pad, b.end - b.pad, b.pc, mode, b.size, ""))
+            out.append((base + b.start, b.end - b.start, b.pc, mode, b.size, ""))
             out.append((base + b.cold, end - b.cold, b.pc, mode, b.size, "cold"))
         position = m.n_blocks
         epoch = m.generation
@@ -373,6 +374,10 @@ class BtEngine:
     def instruction_name(self, system: cython.int) -> str:
         """An instruction that the monitor runs, by its number in a trace."""
         return _monitored.get(system, str(system))
+
+    def stubs(self) -> dict:
+        """Names of places in ``code`` that blocks jump to, by offset."""
+        return stub_names(cython.cast(cython.size_t, cython.address(self.cache)))
 
     def code(self) -> bytes:
         """The code memory as it is filled, from the stubs on; for disassemblers."""
@@ -917,7 +922,7 @@ class BtVcpu(Vcpu):
             if self.tracing & TRACE_BLOCK:
                 b = cython.address(m.blocks[n])
                 self.note(
-                    TRACE_BLOCK, gpa, b.size | cython.cast(uint64_t, b.end - b.pad) << 32,
+                    TRACE_BLOCK, gpa, b.size | cython.cast(uint64_t, b.end - b.start) << 32,
                     cython.cast(uint64_t, b.insns) << 32 | mode,
                 )
         b = cython.address(m.blocks[n])

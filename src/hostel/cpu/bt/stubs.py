@@ -1,6 +1,7 @@
 """The machine code around translated blocks: the way in and out, the second jump cache, fields' offsets from GS."""
 
 import cython
+from cython.cimports.hostel.cpu.bt.cache import Cache
 from cython.cimports.hostel.cpu.bt.emit import (
     CC_A,
     CC_NE,
@@ -275,3 +276,35 @@ def vectors(e, store, first):
 
 def align(e, n):
     nops(e, cython.cast(cython.int, (n - cython.cast(cython.size_t, e.p) % n) % n))
+
+
+def fields() -> dict:
+    """Names of what lies at offsets from GS, for tools/showblock; once a machine has been made."""
+    registers = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
+    tables = ("user", "kernel", "kernel_ac")
+    names = {off.r[i]: registers[i] for i in range(16)}
+    names |= {off.scratch + 8 * i: f"scratch[{i}]" for i in range(8)}
+    names |= {off.window + 8 * i: f"window[{i}]" for i in range(8)}
+    for i in range(3):
+        names[off.tag_r[i]] = f"tag_r[{tables[i]}]"
+        names[off.tag_w[i]] = f"tag_w[{tables[i]}]"
+        names[off.page[i]] = f"page[{tables[i]}]"
+        names[off.jump_cache[i]] = f"jump_cache[{tables[i]}]"
+    names |= {off.poll: "poll", off.flags_saved: "flags_saved", off.site: "site", off.target: "target"}
+    names |= {off.resume: "resume", off.host_pc: "host_pc", off.mode: "mode", off.n_insns: "n_insns"}
+    names |= {off.seg_base[4]: "fs_base", off.seg_base[5]: "gs_base"}
+    return names
+
+
+def stub_names(m_address: cython.size_t) -> dict:
+    """Names of places among the stubs, by offset in the code memory; for tools/showblock."""
+    m: cython.pointer(Cache) = cython.cast(cython.pointer(Cache), m_address)
+    names = {
+        m.leave_mem - m.code: "leave", m.leave_host - m.code: "leave, flags first", m.miss - m.code: "miss",
+        m.miss_host - m.code: "miss, flags first", m.look_up - m.code: "look_up",
+        m.look_up_host - m.code: "look_up, flags first",
+    }  # fmt: skip
+    tables = ("user", "kernel", "kernel_ac")
+    for i in range(6):
+        names[m.second_tlb[i] - m.code] = f"second_tlb[{tables[i >> 1]}, {'write' if i & 1 else 'read'}]"
+    return names

@@ -761,6 +761,7 @@ def translate(m, c, gpa, mode):
     b.mode = mode
     b.insns = cython.cast(uint16_t, t.n)
     e.p = m.free
+    b.start = cython.cast(uint32_t, e.p - m.code)
     # the four entries, each at a multiple of 8 so that it can be redirected by one store
     mem_first: cython.bint = False
     entered: cython.pointer(uint8_t) = cython.NULL
@@ -799,6 +800,7 @@ def translate(m, c, gpa, mode):
     fill_hole(pad_mem, m.code + b.entry_mem)
     i: cython.int = 0
     while i < t.n and not t.done:
+        t.starts[i] = cython.cast(uint32_t, e.p - m.code)
         if mode & MODE_COUNT and (i == 0 or may_leave(cython.address(t.insns[i - 1]))):
             count(t, i)
         check_windows(t, i)
@@ -825,3 +827,15 @@ def translate(m, c, gpa, mode):
     m.total_insns += t.n
     enlist(m, t.block)
     return t.block
+
+
+def last_block() -> dict:
+    """The block that was translated last in this process, for tools/showblock: where its parts lie in the code memory,
+    and (pc, bytes, where) of each instruction."""
+    t: cython.pointer(Translation) = cython.address(_t)
+    b: cython.pointer(Block) = cython.address(t.m.blocks[t.block])
+    return {
+        "insns": [(t.insns[i].pc, t.insns[i].length, t.starts[i]) for i in range(t.n)],
+        "start": b.start, "pad": b.pad, "entry_host": b.entry_host, "entry_mem": b.entry_mem, "end": b.end,
+        "cold": b.cold, "cold_host": b.cold_host, "cold_mem": b.cold_mem, "cold_end": t.m.cold_free - t.m.code,
+    }  # fmt: skip

@@ -140,6 +140,7 @@ cdef struct Translation:         # one block in the making
     int flags
     int n
     Insn insns[MAX_INSNS]
+    uint32_t starts[MAX_INSNS]   # where the translation of each begins, in the code memory
     uint16_t live[MAX_INSNS + 1] # flags live before each instruction
     bint follows[MAX_INSNS]      # the block goes on at the target of this jump, taken
     uint64_t next_pc             # what comes behind the last instruction
