@@ -40,6 +40,7 @@ SYSTEM_CALLS = Group((
     row("pingpong", "pipe ping-pong, 100,000 times", SYSTEM),
     row("getppid", "getppid, 1,000,000 times", SYSTEM),
     row("faults", "page faults: 2 × mmap, touch, munmap of 256 MB", SYSTEM),
+    row("churn", "400,000 routines written anew and called", Goal()),
 ), guest)
 
 _JOBS = "40 jobs, 4 at once, on {} vCPU"
