@@ -181,3 +181,40 @@ def test_gdb_on_a_guest_kernel(guests, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert vm.exec(["echo", "on"], timeout=60).stdout == "on\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gdb"), reason="no gdb on this machine (apt install gdb)")
+def test_gdb_from_the_first_instruction(guests, tmp_path):
+    with VM.run("micro", name="gdb") as vm:
+        vm.wait_agent(60)
+        assert main(["debug", "gdb", "--symbols", str(tmp_path / "kernel.elf")]) == 0
+    with VM.run("micro", cpus=2, name="early", debug=True) as vm:
+        assert vm.state.state == "paused"
+        pipe = f"| {sys.executable} -m hostel.cli.main debug early --stdio"
+        script = f"""
+set pagination off
+set confirm off
+target remote {pipe}
+info threads
+x/i $pc
+hbreak start_kernel
+continue
+info registers rip cr0
+delete
+watch *(unsigned char *)&early_boot_irqs_disabled
+continue
+delete
+detach
+"""
+        (tmp_path / "script").write_text(script)
+        done = subprocess.run(
+            ["gdb", "-q", "-nx", "-batch", "-x", str(tmp_path / "script"), str(tmp_path / "kernel.elf")],
+            capture_output=True, text=True, timeout=240,
+        )
+        print(done.stdout, done.stderr)
+        assert re.search(r"\* 1 .*\n +2 +Thread 2 \(vCPU 1 \(waits for SIPI\)\)", done.stdout)
+        assert re.search(r"Breakpoint 1, 0x[0-9a-f]+ in start_kernel \(\)", done.stdout)
+        assert re.search(r"cr0 +0x80050033", done.stdout)
+        assert re.search(r"Old value = .*\nNew value = .*\n.* in start_kernel", done.stdout)
+        assert vm.exec(["nproc"], timeout=60).stdout == "2\n"

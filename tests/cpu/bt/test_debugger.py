@@ -122,6 +122,19 @@ def test_watchpoints(address, length, kind, expected):
     assert go(vcpu) == HLT
 
 
+def test_what_an_exception_puts_on_the_stack_is_watched():
+    ram, vcpu, engine = machine_of(bytes.fromhex("90" "0f0b"))  # nop; ud2
+    vcpu.catch_exceptions = False
+    state = vcpu.save_state()
+    state.gdtr, state.idtr = st.Table(DATA + 0x800, 0x1F), st.Table(DATA, 0xFFF)
+    state.registers[4] = DATA + 0x1800
+    vcpu.load_state(state)
+    ram.write(0x300000 + 16 * 6, struct.pack("<HHBBHII", (CODE + 0x100) & 0xFFFF, 0x10, 0, 0x8E, CODE >> 16, 0, 0))
+    ram.write(0x300800 + 0x10, struct.pack("<Q", 0xAF9B000000FFFF))
+    engine.set_points([], [(DATA + 0x17D8, 8, WRITE)])  # the return address
+    assert go(vcpu) == ("write", DATA + 0x17D8, 0x100)
+
+
 def test_a_string_instruction_meets_a_watchpoint():
     _, vcpu, engine = machine_of(bytes.fromhex("b900010000" "f348a5" "f4"))  # mov ecx, 256; rep movsq; hlt
     engine.set_points([], [(DATA + 0x300, 4, WRITE)])

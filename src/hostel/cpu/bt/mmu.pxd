@@ -66,6 +66,7 @@ cdef void (*on_code_write)(VCpu* c, uint64_t gpa, int size) noexcept nogil
 # ---- pieces for the monitor's own modules
 cdef int table_for(VCpu* c, int cpl) noexcept nogil              # the table of explicit accesses at that CPL
 cdef int system_table(VCpu* c) noexcept nogil                    # of implicit supervisor accesses
+cdef void note_watched(VCpu* c, uint64_t va, uint64_t size, int wanted) noexcept nogil
 cdef int read_table(VCpu* c, uint64_t va, void* buffer, int size, int table) noexcept nogil
 cdef int write_table(VCpu* c, uint64_t va, const void* buffer, int size, int table) noexcept nogil
 cdef int raise_segment(VCpu* c, int seg) noexcept nogil          # #SS(0) for SS, else #GP(0); returns -1

@@ -73,6 +73,7 @@ from cython.cimports.hostel.cpu.bt.x86 import (
     compare_and_swap32,
     full_fence,
 )
+from cython.cimports.hostel.cpu.engine import DEBUG_READ, DEBUG_WRITE
 from cython.cimports.hostel.memory.ram import Slot
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
@@ -509,12 +510,22 @@ def _next(c: cython.pointer(VCpu), va: uint64_t, n: cython.int) -> uint64_t:
     return va + n if c.efer & EFER_LMA else (va + n) & M32
 
 
+def note_watched(c, va, size, wanted):
+    """A debugger's watchpoints that an access meets (``wanted``: DEBUG_READ, DEBUG_WRITE or both)."""
+    i: cython.int
+    for i in range(c.watch_count):
+        if c.watch_kind[i] & wanted and c.watch_address[i] < va + size and va < c.watch_address[i] + c.watch_length[i]:
+            c.watch_met = i + 1
+
+
 def read_table(c, va, buffer, size, table):
     host: cython.pointer(uint8_t) = cython.NULL
     gpa: uint64_t = 0
     n: cython.int
     to: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), buffer)
     index: cython.int
+    if c.watch_count:
+        note_watched(c, va, size, DEBUG_READ)
     while size > 0:
         n = 4096 - cython.cast(cython.int, va & 0xFFF)
         if n > size:
@@ -545,6 +556,8 @@ def write_table(c, va, buffer, size, table):
     slot: cython.pointer(Slot)
     offset: uint64_t
     source: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), buffer)
+    if c.watch_count:
+        note_watched(c, va, size, DEBUG_WRITE)
     while size > 0 and count < 4:
         n = 4096 - cython.cast(cython.int, va & 0xFFF)
         if n > size:

@@ -106,7 +106,6 @@ cdef class BtVcpu(Vcpu):
     cdef volatile uint64_t trace_lost
     cdef int one_step            # return after a single instruction: STEP_*
     cdef bint step_irq           # and let interrupts come before it
-    cdef int watched             # 1 + the number of the watchpoint that the present instruction has met
     cdef public bint catch_exceptions   # run() returns EXIT_KICK instead of delivering an exception
     cdef int run(self) noexcept nogil
     cdef void kick(self) noexcept nogil
@@ -130,6 +129,7 @@ cdef class BtVcpu(Vcpu):
     cdef bint breakpoint(self, uint64_t linear) noexcept nogil
     cdef void watch(self, uint64_t va, uint64_t size, int access) noexcept nogil
     cdef void note(self, int kind, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
+    cdef int watch_exit(self) noexcept nogil
     cdef int debug_exit_for(self, int why, uint64_t address) noexcept nogil
     cdef void watch_run(self, uint64_t before, uint64_t after, int access) noexcept nogil
     cdef int refuse(self) noexcept nogil

@@ -95,6 +95,7 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     jump_cache_insert,
     lookup,
     lookup_exec,
+    note_watched,
     raise_error,
     raise_exception,
 )
@@ -322,6 +323,7 @@ class BtEngine:
             for j in range(len(watches)):
                 c.watch_address[j], c.watch_length[j], c.watch_kind[j] = watches[j]
             c.watch_count = len(watches)
+            c.watch_met = 0
             update_mode(c)
         with cython.nogil:
             pthread_mutex_lock(cython.address(m.lock))
@@ -766,7 +768,6 @@ class BtVcpu(Vcpu):
     def loop(self):
         c: cython.pointer(VCpu) = self.c
         m: cython.pointer(Cache) = self.m
-        met: cython.int
         go: cython.int
         # the answer to the exit that the caller has just handled
         if self.io_wait:
@@ -787,13 +788,12 @@ class BtVcpu(Vcpu):
                 self.release()
             # an instruction that has had answers from devices goes on before anything else
             if not (self.single and c.mmio_answers):
-                if self.watched:
-                    met = self.watched - 1
-                    self.watched = 0
-                    self.one_step = 0
-                    return self.debug_exit_for(c.watch_kind[met], c.watch_address[met])
+                if c.watch_met:
+                    return self.watch_exit()
                 if self.events() and (c.io.reason != EXIT_HLT or self.one_step != STEP_DEBUG or self.single):
                     return c.io.reason
+                if c.watch_met:  # by what an interrupt or an exception has put on the stack
+                    return self.watch_exit()
             if self.one_step and not self.single:
                 c.io.reason = EXIT_KICK
                 if self.one_step == STEP_DEBUG:
@@ -1178,10 +1178,8 @@ class BtVcpu(Vcpu):
         at: uint64_t
         if access == ACCESS_RW:
             wanted |= DEBUG_READ
-        for i in range(c.watch_count):
-            at = c.watch_address[i]
-            if c.watch_kind[i] & wanted and at < va + size and va < at + c.watch_length[i]:
-                self.watched = i + 1
+        if c.watch_count:
+            note_watched(c, va, size, wanted)
         for i in range(4):
             if not c.dr[7] >> (2 * i) & 3:
                 continue
@@ -1193,6 +1191,13 @@ class BtVcpu(Vcpu):
             if kind == 3 or (kind == 1 and access != ACCESS_READ):
                 if at < va + size and va < at + length:
                     c.debug_hits |= cython.cast(uint32_t, 1) << i
+
+    def watch_exit(self):
+        """A watchpoint was met."""
+        met: cython.int = self.c.watch_met - 1
+        self.c.watch_met = 0
+        self.one_step = 0
+        return self.debug_exit_for(self.c.watch_kind[met], self.c.watch_address[met])
 
     def debug_exit_for(self, why, address):
         """What run() is to return to a debugger."""

@@ -234,6 +234,7 @@ cdef struct VCpu:
     uint64_t watch_length[16]
     uint8_t watch_kind[16]
     int32_t watch_count
+    int32_t watch_met                        # 1 + the number of the one that has just been met
     uint32_t debug_hits                      # data breakpoints that the present instruction has met, as in DR6
     uint32_t irq_wait                        # 1: an interrupt waits for IF, so that STI must come to the monitor
     volatile int in_guest                    # 1 while translated code runs: see cache.stop_world
