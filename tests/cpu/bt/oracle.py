@@ -400,18 +400,20 @@ def _wraps(native: Outcome, insn: dict) -> bool:
     return offset & 0xFFFFFFFF > 0xFFFF_FFFF - 512
 
 
-def _astray(case: Case, rip: int) -> bool:
+def _astray(case: Case, address: int) -> bool:
     """In the slot of another case, whose code isn't the same on both sides."""
-    if case.writable:
-        return False
-    start, end = (0, 0x10000) if case.mode == 2 else (CODE, CODE + SLOTS * SLOT)
-    return start <= rip < end and not 0 <= rip - place_of(case.number, case.mode) <= SLOT
+    if case.mode == 2 and not case.writable:
+        return not 0 <= address - place_of(case.number, 2) <= SLOT and 0 <= address < 0x10000
+    own = case.base if not case.writable else OWN
+    return CODE <= address < CODE + SLOTS * SLOT and not 0 <= address - own <= SLOT
 
 
 def _tolerated(case: Case, native: Outcome, other: Outcome) -> bool:
     """Two reasons to refuse one instruction: processors differ in which comes first, and so does the translator."""
     if _astray(case, native.rip) or _astray(case, other.rip):
         return True
+    if case.mode != 2 and any(_astray(case, o.registers[r]) for o in (native, other) for r in (6, 7)):
+        return True  # a string instruction read there
     row, insn = faulting(case, native)
     if native.vector in (12, 13) and _wraps(native, insn):
         return True
