@@ -218,3 +218,16 @@ detach
         assert re.search(r"cr0 +0x80050033", done.stdout)
         assert re.search(r"Old value = .*\nNew value = .*\n.* in start_kernel", done.stdout)
         assert vm.exec(["nproc"], timeout=60).stdout == "2\n"
+
+
+def test_run_says_that_it_waits(guests):
+    run = hostel("run", "--debug", "--name", "waiting", "--", "true", stdin=subprocess.DEVNULL)
+    try:
+        assert run.stderr.readline() == "hostel: 'waiting' waits for a debugger: hostel debug waiting\n"
+        with VM.get("waiting").debug() as debugger:
+            assert debugger.state().cr0 & 1 and not debugger.state(0).halted
+            debugger.go()
+        assert run.wait(120) == 0
+    finally:
+        run.kill()
+        run.wait()

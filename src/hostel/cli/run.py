@@ -53,11 +53,11 @@ def run(args: argparse.Namespace) -> int:
         print(vm.name)
         return 0
     with vm:
-        if command:
-            return run_in(vm, command, no_tty=args.no_tty)
         if args.debug:
             print(f"hostel: '{vm.name}' waits for a debugger: hostel debug {vm.name}", file=sys.stderr)
-        elif on_terminal:
+        if command:
+            return run_in(vm, command, no_tty=args.no_tty)
+        if on_terminal and not args.debug:
             print(f"hostel: booting '{vm.name}'; Ctrl-] leaves it, 'poweroff' ends it", file=sys.stderr)
         from hostel.cli.console import be_on
 
