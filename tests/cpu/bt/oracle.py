@@ -415,7 +415,8 @@ def _tolerated(case: Case, native: Outcome, other: Outcome) -> bool:
     if case.mode != 2 and any(_astray(case, o.registers[r]) for o in (native, other) for r in (6, 7)):
         return True  # a string instruction read there
     row, insn = faulting(case, native)
-    if native.vector in (12, 13) and _wraps(native, insn):
+    memory = (12, 13, 14)
+    if (native.vector in (12, 13) or native.vector in memory and other.vector in memory) and _wraps(native, insn):
         return True
     if native.rip != other.rip:
         if other.vector in (12, 13, 14):
@@ -430,7 +431,6 @@ def _tolerated(case: Case, native: Outcome, other: Outcome) -> bool:
         return jumps and there and native.vector == 13 and other.vector in (1, 13)
     if native.vector == other.vector and native.cr2 == other.cr2:
         return False
-    memory = (12, 13, 14)
     if native.vector == 1 and row.fields["flags"] & C["O_VSIB"]:  # a gather traps after some of its elements
         return True
     if native.vector in memory and other.vector in memory:
