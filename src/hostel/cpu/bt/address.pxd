@@ -7,6 +7,7 @@ cdef void operand_address(Translation* t, Insn* insn, Address* a) noexcept nogil
 cdef void stack_address(Translation* t, int64_t disp, Address* a) noexcept nogil
 cdef void guest_reg(Code* e, int r) noexcept nogil
 cdef void guest_reg_to(Code* e, int r, int host) noexcept nogil
+cdef void guest_pc(Translation* t, int host, uint64_t pc) noexcept nogil
 cdef void offset_to_s1(Translation* t, Address* a) noexcept nogil
 cdef void address_to_s1(Translation* t, Address* a) noexcept nogil
 cdef int atomic(Insn* insn) noexcept nogil

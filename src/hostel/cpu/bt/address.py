@@ -50,7 +50,7 @@ from cython.cimports.hostel.cpu.bt.translation import (
 )
 from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, MODE_DEBUG, MODE_FLAT, TLB_SIZE
 from cython.cimports.hostel.cpu.bt.windows import find_window
-from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 def operand_address(t, insn, a):
@@ -87,6 +87,22 @@ def guest_reg_to(e, r, host):
         mov_rr(e, host, r)
 
 
+def guest_pc(t, host, pc):
+    """Host register = an address that is known from the block's own."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    if not t.pic:
+        mov_ri(e, host, pc)
+        return
+    gs_load(e, host, off.pc_page)
+    disp: int64_t = cython.cast(int64_t, pc - (t.first_pc & ~cython.cast(uint64_t, 0xFFF)))
+    half: int64_t = disp // 2
+    if disp == cython.cast(int32_t, disp):
+        lea(e, 8, host, host, REG_NONE, 0, disp)
+    else:  # a page further than 32 bits reach
+        lea(e, 8, host, host, REG_NONE, 0, half)
+        lea(e, 8, host, host, REG_NONE, 0, disp - half)
+
+
 def offset_to_s1(t, a):
     """s1 = the operand's offset in its segment, cut to the address size. Leaves the flags alone; uses s2."""
     e: cython.pointer(Code) = cython.address(t.e)
@@ -96,7 +112,12 @@ def offset_to_s1(t, a):
         lea(e, 8 if a.size == 8 else 4, S1, 3, S2, 0, 0)
     elif a.base == REG_RIP:
         value: uint64_t = a.rip + cython.cast(uint64_t, a.disp)
-        mov_ri(e, S1, value if a.size == 8 else cython.cast(uint32_t, value))
+        if t.pic:
+            guest_pc(t, S1, value)
+            if a.size == 4:
+                mov_rr32(e, S1, S1)
+        else:
+            mov_ri(e, S1, value if a.size == 8 else cython.cast(uint32_t, value))
     elif a.base == REG_NONE and a.index == REG_NONE:
         mov_ri(e, S1, cython.cast(uint64_t, a.disp) if a.size == 8 else cython.cast(uint32_t, a.disp))
     else:

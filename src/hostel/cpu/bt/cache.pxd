@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from hostel.cpu.bt.insn cimport Insn
-from hostel.cpu.bt.vcpu cimport VCpu
+from hostel.cpu.bt.vcpu cimport MODE_PIC, VCpu
 from hostel.memory.ram cimport Slot
 
 cdef extern from "pthread.h" nogil:
@@ -70,7 +70,8 @@ cdef struct Block:
     uint64_t gpa
     uint64_t low                 # its lowest byte: jumps are followed within the page
     uint64_t gpa2                # second page (its address) when the only instruction crosses into it, else 1
-    uint64_t pc
+    uint64_t pc                  # with MODE_PIC: as if the page were at PIC_PAGE
+    uint64_t first_pc            # where it was when it was translated
     uint32_t mode
     uint32_t size                # guest bytes, from `low` on
     uint32_t next_hash
@@ -136,6 +137,7 @@ cdef struct Cache:
     int n_vcpus
     volatile int world_stop
     uint32_t generation
+    uint64_t pic_from            # programs' 64-bit code from this address on has blocks of MODE_PIC
     volatile uint32_t n_written  # how often code was written that some processor may have fetched before
     uint64_t n_flushes
     uint64_t n_invalidated
@@ -147,6 +149,13 @@ cdef struct Cache:
 # Where a place in the code memory runs
 cdef inline uint64_t text(const Cache* m, const uint8_t* p) noexcept nogil:
     return <uint64_t>(m.run + (p - m.code))
+
+cdef enum:
+    PIC_PAGE = 1 << 46           # far from 0, so that targets behind and before the page compare as they should
+
+# The address by which a block knows itself
+cdef inline uint64_t block_pc(uint64_t pc, uint32_t mode) noexcept nogil:
+    return <uint64_t>PIC_PAGE | (pc & 0xFFF) if mode & MODE_PIC else pc
 
 cdef int setup(Cache* m) noexcept nogil
 cdef void teardown(Cache* m) noexcept nogil

@@ -1,14 +1,15 @@
 """The code cache: what has been translated, where it lies, and how it is found and dropped.
 
-Blocks are keyed by guest-physical address, virtual address and mode, so that code stays valid as long as its
-bytes do, whatever happens to mappings. Code memory is filled from start to end; a block that its page's writer
-invalidates is unlinked by overwriting its three entries with jumps to a stub that looks the address up again, and its
-memory comes back when the whole cache is flushed (when it is full).
-
-No address is both writable and executable: code memory is mapped twice. Everything here and in
-the modules that emit code uses the addresses where it is written; ``text`` makes of one the address where it runs, for
-what is jumped to from outside. Processors may hold what they fetched through the other address (SDM vol. 3, 12.6), so
-that each serializes before it enters code after ``n_written`` has changed.
+Blocks are keyed by guest-physical address, virtual address and mode, so that code stays valid as long as its bytes
+do, whatever happens to mappings. Those of MODE_PIC, of programs' code above 4 GiB, don't even have a virtual address:
+they know where they are by ``VCpu.pc_page``, which their pads set, so that a shared library or a position-independent
+program is translated once, wherever each process has it. Code memory is filled from start to end; a block that its
+page's writer invalidates is unlinked by overwriting its three entries with jumps to a stub that looks the address up
+again, and its memory comes back when the whole cache is flushed (when it is full). No address is both writable and
+executable: code memory is mapped twice. Everything here and in the modules that emit code uses the addresses where it
+is written; ``text`` makes of one the address where it runs, for what is jumped to from outside. Processors may hold
+what they fetched through the other address (SDM vol. 3, 12.6), so that each serializes before it enters code after
+``n_written`` has changed.
 
 Lock order: ``lock`` first, then the world is stopped. Readers of the hash take no lock: a block is complete before
 its number is published (TSO), and numbers are reused only while every vCPU is out of translated code.
@@ -116,6 +117,7 @@ def setup(m):
     enlarge(m)
     m.n_blocks = 1
     m.n_sites = 1
+    m.pic_from = cython.cast(uint64_t, 1) << 32  # below it programs are linked for the address that they are at
     attributes: pthread_mutexattr_t
     pthread_mutexattr_init(cython.address(attributes))
     pthread_mutexattr_settype(cython.address(attributes), PTHREAD_MUTEX_RECURSIVE)
@@ -147,6 +149,7 @@ def _hash(gpa: uint64_t, pc: uint64_t, mode: uint32_t) -> uint32_t:
 
 def find(m, gpa, pc, mode):
     """The number of the live block at that place, or 0."""
+    pc = block_pc(pc, mode)  # noqa: F821, ours, inline in the .pxd
     n: uint32_t = m.hash[_hash(gpa, pc, mode)]
     while n:
         b: cython.pointer(Block) = cython.address(m.blocks[n])

@@ -1,7 +1,7 @@
 """Instructions with a helping of code of their own: strings, and what kernels do all the time."""
 
 import cython
-from cython.cimports.hostel.cpu.bt.address import check_access, guest_reg_to, stack_address, write_reg
+from cython.cimports.hostel.cpu.bt.address import check_access, guest_pc, guest_reg_to, stack_address, write_reg
 from cython.cimports.hostel.cpu.bt.cache import SITE_STRING
 from cython.cimports.hostel.cpu.bt.decode import table
 from cython.cimports.hostel.cpu.bt.emit import (
@@ -20,7 +20,6 @@ from cython.cimports.hostel.cpu.bt.emit import (
     gs_store_imm32,
     jcc_hole,
     lea,
-    mov_ri,
     mov_rr,
     mov_rr32,
     op_mem,
@@ -247,7 +246,7 @@ def gen_syscall(t, i):
     cold_site(t, CC_NE, site)
     flags_image(t)
     mov_rr(e, 11, S2)
-    mov_ri(e, 1, t.insns[i].pc + t.insns[i].length)
+    guest_pc(t, 1, t.insns[i].pc + t.insns[i].length)
     gs_op(e, 4, 0x8B, S1, off.sfmask)
     op_rr(e, 4, 0xF7, 2, S1)  # not
     op_rr(e, 4, 0x21, S1, S2)

@@ -1,7 +1,7 @@
 """Leaving a block: direct and indirect jumps, polls, sites, and the cold code behind a block."""
 
 import cython
-from cython.cimports.hostel.cpu.bt.address import address_to_s1
+from cython.cimports.hostel.cpu.bt.address import address_to_s1, guest_pc
 from cython.cimports.hostel.cpu.bt.cache import (
     SK_LINK,
     SK_PLAIN,
@@ -31,7 +31,6 @@ from cython.cimports.hostel.cpu.bt.emit import (
     jmp_to,
     lea,
     lea_rip,
-    mov_ri,
     op_mem,
     op_ri,
     op_rr,
@@ -127,8 +126,10 @@ def jump_far(t, tlb, target):
     """The same for a known target."""
     e: cython.pointer(Code) = cython.address(t.e)
     slot: uint32_t = off.jump_cache[tlb] + 8 * jump_hash(target)
-    mov_ri(e, S1, target)
-    if t.flags == FLAGS_HOST:
+    guest_pc(t, S1, target)
+    if t.pic:
+        jump_s1(t, tlb)
+    elif t.flags == FLAGS_HOST:
         gs_op(e, 4, 0xFF, 4, slot)
     else:
         gs_load(e, S2, slot)

@@ -837,6 +837,8 @@ def jump_cache_insert(c, table, pc, host):
         c.jump_local_count[table] += 1
         c.jump_listed[table][k] = cython.cast(uint8_t, listed | 1)
     c.jump_cache[table][k] = host
+    if table == TLB_USER:
+        c.jump_pc[k] = pc
     c.jump_pages[bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
 
 

@@ -115,6 +115,7 @@ cdef class BtVcpu(Vcpu):
     cdef void detach(self) noexcept nogil
     cdef int loop(self) noexcept nogil
     cdef bint events(self) noexcept nogil
+    cdef void relocate(self) noexcept nogil
     cdef void pop_mmio(self) noexcept nogil
     cdef void release(self) noexcept nogil
     cdef int find_block(self) noexcept nogil

@@ -21,6 +21,7 @@ from cython.cimports.hostel.cpu.bt import mmu
 from cython.cimports.hostel.cpu.bt.cache import (
     MAX_BREAKS,
     MODE_SINGLE,
+    PIC_PAGE,
     SITE_ALIGNED,
     SITE_ATOMIC,
     SITE_EARLY,
@@ -132,6 +133,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_CODE32,
     MODE_CODE64,
     MODE_DEBUG,
+    MODE_PIC,
     MODE_PLAIN,
     MODE_TF,
     MODE_USER,
@@ -297,6 +299,10 @@ class BtEngine:
         if self.cache.code:
             teardown(cython.address(self.cache))
 
+    def set_pic_from(self, pc: uint64_t):
+        """Let programs' 64-bit code from this address on be translated for any address; for tests."""
+        self.cache.pic_from = pc
+
     def invalidate(self, gpa: uint64_t, size: uint64_t):
         """Tell of a device's write to guest memory, page by page, where translated code may lie."""
         end: uint64_t = gpa + size
@@ -359,8 +365,8 @@ class BtEngine:
             b: cython.pointer(Block) = cython.address(m.blocks[i])
             end = m.blocks[i + 1].cold if i + 1 < m.n_blocks else cython.cast(uint32_t, m.cold_free - m.code)
             mode = BtEngine.mode_name(b.mode)
-            out.append((base + b.start, b.end - b.start, b.pc, mode, b.size, ""))
-            out.append((base + b.cold, end - b.cold, b.pc, mode, b.size, "cold"))
+            out.append((base + b.start, b.end - b.start, b.first_pc, mode, b.size, ""))
+            out.append((base + b.cold, end - b.cold, b.first_pc, mode, b.size, "cold"))
         position = m.n_blocks
         epoch = m.generation
         pthread_mutex_unlock(cython.address(m.lock))
@@ -831,9 +837,18 @@ class BtVcpu(Vcpu):
                 if self.site.kind == SK_SYS:
                     self.insn = m.pool[self.site.extra]
                 c.in_guest = 0
+                if self.block.mode & MODE_PIC:
+                    self.relocate()
                 go = self.handle()
             if go == GO_EXIT:
                 return c.io.reason
+
+    def relocate(self):
+        """The block that has left doesn't know where it is: correct what it says."""
+        delta: uint64_t = self.c.pc_page - PIC_PAGE
+        self.block.pc += delta
+        self.site.pc += delta
+        self.insn.pc += delta
 
     def pop_mmio(self):
         c: cython.pointer(VCpu) = self.c
@@ -896,6 +911,10 @@ class BtVcpu(Vcpu):
             c.stage_size = 0
         elif plain:
             mode |= MODE_PLAIN
+        if mode & MODE_CODE64:
+            c.pc_page = c.rip & ~cython.cast(uint64_t, 0xFFF)
+            if mode & MODE_USER and c.rip >= m.pic_from and not mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG):
+                mode |= MODE_PIC
         n = find(m, gpa, c.rip, mode)
         if n:
             b = cython.address(m.blocks[n])
@@ -928,10 +947,10 @@ class BtVcpu(Vcpu):
         b = cython.address(m.blocks[n])
         if not mode & (MODE_SINGLE | MODE_PLAIN | MODE_TF | MODE_DEBUG):
             tlb = current_table(c)
-            if c.table_mode[tlb] != mode or (not mode & MODE_CODE64 and c.table_base != c.seg[CS].base):
+            if c.table_mode[tlb] != c.mode or (not mode & MODE_CODE64 and c.table_base != c.seg[CS].base):
                 # pads of other modes and segments must not be reachable from here
                 flush_jumps(c)
-                c.table_mode[tlb] = mode
+                c.table_mode[tlb] = c.mode
                 c.table_base = c.seg[CS].base
             jump_cache_insert(c, tlb, c.rip, text(m, m.code + b.pad))
             k: cython.int = second_hash(c.rip)
@@ -960,13 +979,14 @@ class BtVcpu(Vcpu):
         c: cython.pointer(VCpu) = self.c
         m: cython.pointer(Cache) = self.m
         generation: uint32_t = self.generation
+        pic: uint32_t = self.block.mode & MODE_PIC
         n: uint32_t
         b: cython.pointer(Block)
         go: cython.int = self.find_block()
         if go == GO_RESUME:
             pthread_mutex_lock(cython.address(m.lock))
             if m.generation == generation:
-                n = find(m, self.block.gpa - self.block.pc + self.site.pc, self.site.pc, c.mode)
+                n = find(m, self.block.gpa - self.block.pc + self.site.pc, self.site.pc, c.mode | pic)
                 b = cython.address(m.blocks[n])
                 if n and b.gpa2 == 1:
                     fill_hole(
@@ -1115,13 +1135,14 @@ class BtVcpu(Vcpu):
         c: cython.pointer(VCpu) = self.c
         m: cython.pointer(Cache) = self.m
         generation: uint32_t = self.generation
+        pic: uint32_t = self.block.mode & MODE_PIC
         n: uint32_t
         self.plain = True
         go: cython.int = self.find_block()
         if go == GO_RESUME and self.site.kind == SK_PLAIN:
             pthread_mutex_lock(cython.address(m.lock))
             if m.generation == generation:
-                n = find(m, self.block.gpa - self.block.pc + self.site.pc, self.site.pc, c.mode | MODE_PLAIN)
+                n = find(m, self.block.gpa - self.block.pc + self.site.pc, self.site.pc, c.mode | MODE_PLAIN | pic)
                 if n and m.blocks[n].gpa2 == 1:
                     fill_hole(m.code + self.site.host, m.code + m.blocks[n].entry_mem)
             pthread_mutex_unlock(cython.address(m.lock))
@@ -1286,7 +1307,7 @@ class BtVcpu(Vcpu):
             if (
                 self.site.host
                 and c.rip == next_pc
-                and c.mode == self.block.mode & ~(MODE_SINGLE | MODE_PLAIN)
+                and c.mode == self.block.mode & ~(MODE_SINGLE | MODE_PLAIN | MODE_PIC)
                 and c.poll
                 and not c.inhibit
                 and not c.exception_pending

@@ -1,7 +1,14 @@
 """PUSH, POP, CALL, RET and indirect jumps."""
 
 import cython
-from cython.cimports.hostel.cpu.bt.address import check_access, guest_reg_to, load, operand_address, stack_address
+from cython.cimports.hostel.cpu.bt.address import (
+    check_access,
+    guest_pc,
+    guest_reg_to,
+    load,
+    operand_address,
+    stack_address,
+)
 from cython.cimports.hostel.cpu.bt.emit import (
     S1,
     S2,
@@ -26,12 +33,15 @@ from cython.cimports.libc.stdint import int32_t, int64_t, uint32_t
 
 
 def push_value(t, i, size, source, imm):
-    """Push host register `source` (not s1), or guest r14/r15 by number, or with source < 0 a constant."""
+    """Push host register `source` (not s1), guest r14/r15 by number, or a constant: an immediate, or code's address."""
     e: cython.pointer(Code) = cython.address(t.e)
     a: Address
     stack_address(t, -size, cython.address(a))
     disp: cython.int = check_access(t, i, cython.address(a), size, ACCESS_WRITE)
-    if source < 0:
+    if source == PUSH_PC and t.pic:
+        guest_pc(t, S2, imm)
+        op_mem(e, 0, size, 0x89, S2, S1, disp)
+    elif source < 0:
         if size != 8 or fits32(imm):
             op_mem(e, 0, size, 0xC7, 0, S1, disp)
             if size == 2:
@@ -70,7 +80,7 @@ def gen_push(t, i):
         op_mem(e, 0, insn.opsize, 0x89, S2, S1, disp)
         lea(e, t.stack_size, 4, 4, REG_NONE, 0, -cython.cast(int64_t, insn.opsize))
     elif insn.imm_size:
-        push_value(t, i, insn.opsize, -1, insn.imm)
+        push_value(t, i, insn.opsize, PUSH_IMM, insn.imm)
     else:
         push_value(t, i, insn.opsize, insn.rm, 0)
 
@@ -129,7 +139,7 @@ def gen_indirect(t, i, call):
     if call:
         t.in_s1 = -1
         gs_store(e, off.scratch + 16, S1)
-        push_value(t, i, size, -1, cut(t, insn.pc + insn.length, size))
+        push_value(t, i, size, PUSH_PC, cut(t, insn.pc + insn.length, size))
         gs_load(e, S1, off.scratch + 16)
     exit_s1(t)
 

@@ -49,6 +49,8 @@ def prepare(m, c):
         off.page[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.page[i][0])) - base)
         off.jump_cache[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.jump_cache[i][0])) - base)
     off.poll = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.poll)) - base)
+    off.pc_page = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.pc_page)) - base)
+    off.jump_pc = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.jump_pc[0])) - base)
     off.flags_saved = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.flags_saved)) - base)
     off.scratch = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.scratch[0])) - base)
     off.n_insns = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.n_insns)) - base)
@@ -170,6 +172,9 @@ def prepare(m, c):
     gs_load(cython.address(e), S1, off.mode)  # and jump_generation
     gs_op_index(cython.address(e), 0x3B, S1, S2, off.second_key)
     stale: cython.pointer(uint8_t) = jcc_hole(cython.address(e), CC_NE)
+    gs_op_index(cython.address(e), 0x8B, S1, S2, off.second_pc)
+    op_ri(cython.address(e), 8, 4, S1, -4096)
+    gs_store(cython.address(e), off.pc_page, S1)
     gs_op_index(cython.address(e), 0xFF, 4, S2, off.second_host)
     fill_hole(stale, e.p)
     gs_op_index(cython.address(e), 0x8B, S1, S2, off.second_pc)

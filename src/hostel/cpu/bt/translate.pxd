@@ -25,6 +25,7 @@ cdef uint8_t* landing_pads(Translation* t, uint64_t pc) noexcept nogil
 cdef void landing_pad_host(Translation* t, uint64_t pc) noexcept nogil
 cdef bint may_leave(Insn* insn) noexcept nogil
 cdef void count(Translation* t, int i) noexcept nogil
+cdef void keep_page(Translation* t, uint64_t pc) noexcept nogil
 cdef bint follow(Translation* t, Insn* insn) noexcept nogil
 cdef Slot* find_slot(Cache* m, uint64_t gpa) noexcept nogil
 cdef void fetch(Cache* m, uint64_t gpa, uint8_t* buffer, int size) noexcept nogil

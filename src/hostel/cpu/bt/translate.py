@@ -25,6 +25,7 @@ import cython
 from cython.cimports.hostel.cpu.bt.address import (
     check_access,
     check_windows,
+    guest_pc,
     guest_reg,
     guest_reg_to,
     offset_to_s1,
@@ -40,6 +41,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     Block,
     add_fault,
     add_site,
+    block_pc,
     enlist,
     is_break,
 )
@@ -55,6 +57,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     fill_hole,
     gs_load,
     gs_op,
+    gs_op_index,
     gs_store,
     jcc_hole,
     jmp_hole,
@@ -148,7 +151,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
 )
 from cython.cimports.hostel.cpu.bt.leave import cold_code, cut, exit_to, leave, monitor_site, poll, same_page, side_exit
 from cython.cimports.hostel.cpu.bt.mmu import lookup_exec, protect_page, raise_error
-from cython.cimports.hostel.cpu.bt.stack import fits32, gen_indirect, gen_pop, gen_push, gen_ret, push_value
+from cython.cimports.hostel.cpu.bt.stack import PUSH_PC, fits32, gen_indirect, gen_pop, gen_push, gen_ret, push_value
 from cython.cimports.hostel.cpu.bt.stubs import align, off, vectors
 from cython.cimports.hostel.cpu.bt.system import feature_present
 from cython.cimports.hostel.cpu.bt.translation import (
@@ -175,6 +178,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_NOFPU,
     MODE_NOSSE,
     MODE_PE,
+    MODE_PIC,
     MODE_SS32,
     MODE_TF,
     MODE_TSD,
@@ -486,7 +490,7 @@ def generate(t, i):
         t.done = True
     elif kind == K_CALL:
         size = 8 if t.code64 else insn.opsize
-        push_value(t, i, size, -1, cut(t, next_pc, size))
+        push_value(t, i, size, PUSH_PC, cut(t, next_pc, size))
         target = branch(t, insn)
         exit_to(t, target, target <= insn.pc, False)
         t.done = True
@@ -642,7 +646,10 @@ def landing_pads(t, pc):
     e: cython.pointer(Code) = cython.address(t.e)
     start: cython.pointer(uint8_t) = e.p
     hole: cython.pointer(uint8_t)
-    if fits32(pc):
+    if t.pic:
+        op_rr(e, 4, 0x1B7, S2, S1)  # movzx s2d, s1w
+        gs_op_index(e, 0x3B, S1, S2, off.jump_pc)
+    elif fits32(pc):
         op_ri(e, 8, 7, S1, cython.cast(cython.int, pc))
     else:
         mov_ri(e, S2, pc)
@@ -658,7 +665,12 @@ def landing_pad_host(t, pc):
     e: cython.pointer(Code) = cython.address(t.e)
     equal: cython.pointer(uint8_t)
     mov_rr(e, S2, 1)
-    if fits32(0 - pc):
+    if t.pic:
+        op_rr(e, 4, 0x1B7, 1, S1)  # movzx ecx, s1w
+        gs_op_index(e, 0x8B, 1, 1, off.jump_pc)
+        op_rr(e, 8, 0xF7, 2, 1)  # not
+        lea(e, 8, 1, 1, S1, 0, 1)
+    elif fits32(0 - pc):
         lea(e, 8, 1, S1, REG_NONE, 0, cython.cast(int64_t, 0 - pc))
     else:
         mov_ri(e, 1, 0 - pc)
@@ -670,6 +682,15 @@ def landing_pad_host(t, pc):
     jmp_to(e, t.m.miss_host)
     (equal - 1)[0] = cython.cast(uint8_t, e.p - equal)
     mov_rr(e, 1, S2)
+    if t.pic:
+        keep_page(t, pc)
+
+
+def keep_page(t, pc):
+    """At a pad of MODE_PIC, with the target in s1: the page in VCpu.pc_page."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    lea(e, 8, S1, S1, REG_NONE, 0, -cython.cast(int64_t, pc & 0xFFF))
+    gs_store(e, off.pc_page, S1)
 
 
 def translate(m, c, gpa, mode):
@@ -684,11 +705,12 @@ def translate(m, c, gpa, mode):
     limit: cython.int
     at: cython.int = cython.cast(cython.int, gpa & 4095)
     code: cython.int = 8 if mode & MODE_CODE64 else 4 if mode & MODE_CODE32 else 2
-    pc: uint64_t = c.rip
+    pc: uint64_t = block_pc(c.rip, mode)
     gpa2: uint64_t = 1
     next_page: uint64_t
     t.m = m
-    t.mode = mode
+    t.mode = mode & ~MODE_PIC
+    t.pic = (mode & MODE_PIC) != 0
     t.single = (mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG)) != 0
     t.code64 = (mode & MODE_CODE64) != 0
     t.stack_size = 8 if t.code64 else 4 if mode & MODE_SS32 else 2
@@ -717,6 +739,8 @@ def translate(m, c, gpa, mode):
             next_page = (pc + (4096 - at)) if t.code64 else cython.cast(uint32_t, pc + (4096 - at))
             if not t.code64:
                 next_page = cython.cast(uint32_t, next_page + c.seg[CS].base)
+            if t.pic:
+                next_page = c.pc_page + 4096
             if lookup_exec(c, next_page, cython.address(gpa2)):
                 return 0
             gpa2 &= ~cython.cast(uint64_t, 4095)
@@ -757,7 +781,8 @@ def translate(m, c, gpa, mode):
     memset(b, 0, cython.sizeof(Block))
     b.gpa = gpa
     b.gpa2 = gpa2
-    b.pc = c.rip
+    b.pc = t.first_pc
+    b.first_pc = c.rip
     b.mode = mode
     b.insns = cython.cast(uint16_t, t.n)
     e.p = m.free
@@ -766,6 +791,8 @@ def translate(m, c, gpa, mode):
     mem_first: cython.bint = False
     entered: cython.pointer(uint8_t) = cython.NULL
     pad_mem: cython.pointer(uint8_t)
+    arrived: cython.pointer(uint8_t) = cython.NULL
+    to_entry: cython.pointer(uint8_t) = cython.NULL
     if t.live[0]:
         mem_first = clobbers_first(t)
     if t.live[0] and not mem_first:
@@ -773,6 +800,10 @@ def translate(m, c, gpa, mode):
         b.entry_mem = cython.cast(uint32_t, e.p - m.code)
         emit_restore_flags(e)
         entered = jmp_hole(e)
+    if t.pic:
+        arrived = e.p
+        keep_page(t, b.pc)
+        to_entry = jmp_hole(e)
     align(e, 8)
     pad_mem = landing_pads(t, b.pc)
     b.pad = cython.cast(uint32_t, e.p - m.code)
@@ -797,6 +828,9 @@ def translate(m, c, gpa, mode):
         e4(e, 0)
         b.entry_host = cython.cast(uint32_t, e.p - m.code)
         t.flags = FLAGS_HOST
+    if t.pic:
+        fill_hole(pad_mem, arrived)
+        pad_mem = to_entry
     fill_hole(pad_mem, m.code + b.entry_mem)
     i: cython.int = 0
     while i < t.n and not t.done:
@@ -818,7 +852,7 @@ def translate(m, c, gpa, mode):
     t.flags = FLAGS_HOST
     clobber(t, F_ALL)
     b.cold_mem = cython.cast(uint32_t, e.p - m.code)
-    mov_ri(e, S1, b.pc)
+    guest_pc(t, S1, b.pc)
     jmp_to(e, m.look_up)
     m.cold_free = e.p
     b.low = (gpa & ~cython.cast(uint64_t, 4095)) + low

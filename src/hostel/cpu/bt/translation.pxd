@@ -83,6 +83,7 @@ cdef struct Cold:                # code to be emitted behind the block
 cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t r[16]
     uint32_t poll
+    uint32_t pc_page
     uint32_t flags_saved
     uint32_t scratch
     uint32_t n_insns
@@ -99,6 +100,7 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t tag_w[3]
     uint32_t page[3]
     uint32_t jump_cache[3]
+    uint32_t jump_pc
     uint32_t tsc_offset
     uint32_t tsc_aux
     uint32_t eflags
@@ -134,6 +136,7 @@ cdef struct Translation:         # one block in the making
     int table
     bint single
     bint code64
+    bint pic                     # it must run at any address of its page
     int stack_size
     uint64_t first_pc
     uint64_t page_offset

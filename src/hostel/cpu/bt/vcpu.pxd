@@ -80,6 +80,7 @@ cdef enum:
     MODE_PE = 8192            # CR0.PE
     MODE_DEBUG = 0x20000      # DR7 enables a breakpoint, or a debugger watches: one instruction a block, and every access is looked at
     MODE_PLAIN = 0x40000      # translated without windows: where one has failed
+    MODE_PIC = 0x80000        # of a block only: it runs wherever its page is mapped (cache.py)
     MODE_COUNT = 0x1000000    # translated code counts the instructions that it runs
     MODE_RING12 = 0x10000     # CPL 1 or 2: neither a kernel's nor a program's fast paths
 
@@ -104,6 +105,7 @@ cdef struct VCpu:
     uint64_t eflags                     # bit 1 always set
     uint64_t poll                       # address that translated code reads at back edges; 0 makes it fault: the kick
     uint64_t poll_word                  # what poll points to
+    uint64_t pc_page                    # in blocks of MODE_PIC: the address at which the page of the block's start lies
     uint64_t flags_saved                # translated code: lahf/seto form, ax
     uint64_t scratch[8]                 # translated code: spilled registers
     uint64_t window[8]                  # translated code: host addresses of ranges that a block has checked
@@ -191,6 +193,7 @@ cdef struct VCpu:
     uint64_t itlb_gpa[TLB_COUNT][ITLB_SIZE]
     uint8_t itlb_global[TLB_COUNT][ITLB_SIZE]
     uint64_t jump_cache[TLB_COUNT][JUMP_SIZE]     # host addresses of landing pads, hashed by target
+    uint64_t jump_pc[JUMP_SIZE]              # of TLB_USER's: the targets, which the pads of MODE_PIC don't know
     uint64_t jump_miss                       # what an empty jump_cache entry holds: the miss stub
     # -- which entries of these caches are in use, so that a flush costs what was filled (mmu.py)
     int32_t tlb_local_count[TLB_COUNT]

@@ -2,6 +2,9 @@ from libc.stdint cimport uint32_t
 from hostel.cpu.bt.translation cimport Address, Translation, Window
 
 # Values, epochs and windows of the block's instructions, which are decoded, with liveness known.
+cdef enum:
+    RIP_VALUE = 0xFFFF           # the number of an address that moves with the block
+
 cdef void plan(Translation* t) noexcept nogil
 # The window that holds the access of instruction i at `a`, or NULL; *disp: from the window's start.
 cdef Window* find_window(Translation* t, int i, Address* a, int size, int access, int* disp) noexcept nogil

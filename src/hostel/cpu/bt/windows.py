@@ -189,6 +189,8 @@ def _place(
     p.offset = a.disp
     if a.base == REG_RIP:
         p.offset += cython.cast(int64_t, a.rip)
+        if t.pic:
+            p.base = RIP_VALUE
     elif a.base < 16:
         p.base = v[a.base].number
         p.offset += v[a.base].offset
