@@ -103,8 +103,9 @@ class Trial:
 
 
 def _trial(
-    tmp_path, seed: int, count: int, twin: float, cpus: int, supervisor: bool = False, pic: bool = False, states: int = 2
-) -> None:
+    tmp_path, seed: int, count: int, twin: float, cpus: int, supervisor: bool = False, pic: bool = False,
+    states: int = 2,
+) -> None:  # fmt: skip
     trial = Trial(tmp_path, seed, cpus, supervisor)
     if pic:
         trial.guest.engine.set_pic_from(0)
