@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from bench import guest, host, qemu
-from bench.errors import BenchError, Missing
+from bench.errors import BenchError, Missing, Wrong
 from bench.hostel import Hostel
 from bench.native import Native
 from bench.peer import Peer
@@ -110,8 +110,10 @@ def measure(args: argparse.Namespace, report: Report) -> int:
                 run_round(report, args.peers, boot, members, Context(args.quick), number)
     except (BenchError, HostelError, OSError) as e:
         error = str(e)
+    except KeyboardInterrupt:
+        error = "interrupted"
     say("")
-    if max(busy) > host.QUIET:
+    if max(busy, default=0) > host.QUIET:
         report.warnings.append(
             f"Not quiet: before the runs, others used {min(busy):.0%} to {max(busy):.0%} of the machine."
         )
@@ -119,14 +121,15 @@ def measure(args: argparse.Namespace, report: Report) -> int:
         report.warnings.append("Quick: a tenth of the work, so the rows' titles don't hold.")
     if error:
         report.warnings.append(f"Incomplete: {error}")
-    report.results = [result for result in report.results if result.rounds]
+    report.results = [result for result in report.results if result.rounds or result.wrong]
+    wrong = any(result.wrong for result in report.results)
     print(report.markdown())
     if error:
         print(f"bench: {error}", file=sys.stderr)
     print(f"bench: all values are in {report.save(RESULTS)}", file=sys.stderr)
-    if args.docs and not error:
+    if args.docs and not error and not wrong:
         report.write_into(DOCUMENTS[args.suite])
-    return 1 if error else 0
+    return 1 if error or wrong else 0
 
 
 def run_round(
@@ -146,7 +149,10 @@ def run_round(
                 peer.start()
             for result in results:
                 say(f"run {number + 1}: {result.row.title}")
-                result.rounds.append(result.row.measure(peers, context))
+                try:
+                    result.rounds.append(result.row.measure(peers, context))
+                except Wrong as e:
+                    result.wrong = str(e)
         except (BenchError, HostelError, OSError):
             say("a peer failed")
             report.diagnosis = {peer.name: peer.diagnosis() for peer in peers}

@@ -46,7 +46,7 @@ def sources() -> Tree:
 
 
 def unpacked(root: Path) -> Path:
-    """The archive as a folder, with the sources; made anew unless it is there."""
+    """The archive as a folder, made anew unless it is there; with the sources, which may have changed since."""
     folder = BUILT / root.name.removesuffix(".cpio.zst")
     if not folder.is_dir():
         for old in BUILT.glob("bench-*"):
@@ -58,8 +58,9 @@ def unpacked(root: Path) -> Path:
             unpack(zstandard.ZstdDecompressor().stream_reader(file).read(), new)
             for name in ("dev", "proc", "tmp"):
                 (new / name).mkdir(exist_ok=True)
-            unpack(sources().pack(), new)
             new.rename(folder)
+    shutil.rmtree(folder / "bench", ignore_errors=True)
+    unpack(sources().pack(), folder)
     return folder
 
 

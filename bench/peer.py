@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.console import Console
-from bench.errors import BenchError
+from bench.errors import BenchError, Wrong
 from bench.guest import Guest
 from bench.process import cpu_seconds
 
@@ -134,7 +134,7 @@ class Peer:
             with self.watched(command):
                 _, mark, output = self._console.expect(done, COMMAND_TIMEOUT)
         if mark.groupdict().get("sum") is None:
-            raise BenchError(f"{self.title}: '{command}' ended early: {output.decode(errors='replace')[-300:]}")
+            raise Wrong(f"{self.title}: '{command}' ended early: {output.decode(errors='replace')[-300:]}")
         cpu = cpu_seconds(self.pid) - used if self.is_machine else int(mark["cpu"]) / 1e9
         _, end, output = self._console.expect(_END, COMMAND_TIMEOUT)
         self._check(command, end, output)
@@ -149,7 +149,7 @@ class Peer:
         """Its output, if it ended well."""
         text = output.decode(errors="replace").replace("\r", "").strip()
         if end[1] != b"0":
-            raise BenchError(f"{self.title}: '{script}' ended with status {end[1].decode()}: {text[-300:]}")
+            raise Wrong(f"{self.title}: '{script}' ended with status {end[1].decode()}: {text[-300:]}")
         return text
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ class Result:
 
     row: Row
     rounds: list[Values] = field(default_factory=list)
+    wrong: str = ""           # what went wrong, which no speed makes up for
 
     def median(self, peer: str) -> float | None:
         values = [values[peer].value for values in self.rounds if peer in values]
@@ -38,7 +39,7 @@ class Result:
         return [theirs.value / max(ours.value, 1e-9) for ours, theirs in pairs]
 
     def reached(self) -> bool | None:
-        return self.row.goal.reached(self.median("hostel"), *_speed_and_slowdown(self))
+        return False if self.wrong else self.row.goal.reached(self.median("hostel"), *_speed_and_slowdown(self))
 
 
 @dataclass
@@ -112,6 +113,7 @@ class Report:
             "",
         ]
         lines += [f"**{warning}**\n" for warning in self.warnings]
+        lines += [f"**Wrong: {result.row.title}: {result.wrong}**\n" for result in self.results if result.wrong]
         rows = [[
             "what", "hostel", "QEMU TCG", "host itself", "vs TCG", "from – to", "by CPU time", "vs host", "by CPU time",
             "goal", "",
@@ -129,12 +131,12 @@ class Report:
 
     def mean_results(self) -> list[MeanResult]:
         """Those means of whose rows all were measured."""
-        results = {result.row.key: result for result in self.results}
+        results = {result.row.key: result for result in self.results if not result.wrong}
         whole = [mean for mean in self.means if set(mean.rows) <= set(results)]
         return [MeanResult(mean, [results[key] for key in mean.rows]) for mean in whole]
 
     def scaling_results(self) -> list[ScalingResult]:
-        results = {result.row.key: result for result in self.results}
+        results = {result.row.key: result for result in self.results if not result.wrong}
         return [
             ScalingResult(scaling, results[scaling.before], results[scaling.after])
             for scaling in self.scalings
@@ -148,7 +150,8 @@ class Report:
             "rows": {
                 result.row.key: {
                     "title": result.row.title, "unit": result.row.unit, "goal": result.row.goal.text(result.row.unit),
-                    "reached": result.reached(), "vs_qemu": result.ratios("qemu"), "vs_native": result.ratios("native"),
+                    "reached": result.reached(), "wrong": result.wrong,
+                    "vs_qemu": result.ratios("qemu"), "vs_native": result.ratios("native"),
                     "rounds": [{name: asdict(sample) for name, sample in v.items()} for v in result.rounds],
                 }
                 for result in self.results

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.errors import BenchError
+from bench.errors import Wrong
 from bench.guest import Guest, micro
 from bench.peer import Peer, Worked
 
@@ -156,7 +156,7 @@ def filled(text: str, context: Context, amount: int) -> str:
 def must_agree(outputs: dict[str, str]) -> None:
     """A wrong answer has no speed."""
     if len(set(outputs.values())) > 1:
-        raise BenchError("different results: " + "; ".join(f"{k}: {v[-100:]!r}" for k, v in outputs.items()))
+        raise Wrong("different results: " + "; ".join(f"{k}: {v[-100:]!r}" for k, v in outputs.items()))
 
 
 def idle_percent(peers: Sequence[Peer], seconds: float, cpu_seconds: Callable[[int], float]) -> Values:

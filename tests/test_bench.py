@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 from bench import debian, guest, process, profile, programs, source
-from bench.__main__ import DOCUMENTS, main, parse
+from bench.__main__ import DOCUMENTS, main, parse, run_round
 from bench.console import Console
 from bench.errors import BenchError
 from bench.hostel import Hostel
@@ -184,6 +185,28 @@ def test_peers_must_agree():
         timed("work", 1)([FakePeer("hostel", "1"), FakePeer("qemu", "2")], Context())
 
 
+def test_a_wrong_answer_costs_its_row_only(monkeypatch):
+    class Steady(FakePeer):
+        def __init__(self, boot):
+            super().__init__(boot, {"hostel": "1", "qemu": "2"}[boot])
+
+        def start(self):
+            pass
+
+        def close(self):
+            pass
+
+    answers = Result(Row("a", "answers", "s", timed("work", 1)))
+    other = Result(Row("b", "other", "s", each(lambda peer, context: Sample(1.0))))
+    one = report()
+    one.results = [answers, other]
+    kinds = [lambda boot: Steady("hostel"), lambda boot: Steady("qemu")]
+    run_round(one, kinds, None, one.results, Context(), 0)
+    assert not answers.rounds and answers.reached() is False and other.rounds
+    assert "**Wrong: answers: different results: hostel: '1'; qemu: '2'**" in one.markdown()
+    assert json.loads(one.json())["rows"]["a"]["wrong"]
+
+
 def test_programs_must_agree():
     from bench.peer import Worked
 
@@ -329,6 +352,19 @@ def test_a_roots_archive_becomes_a_folder(tmp_path):
     tool = tmp_path / "bin" / "tool"
     assert tool.read_bytes() == b"the tool" and tool.stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "bin").is_symlink() and not list((tmp_path / "dev").iterdir())
+
+
+def test_the_hosts_folder_has_todays_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(debian, "BUILT", tmp_path)
+    tree = cpio.Tree()
+    tree.file("usr/bin/tool", b"the tool", 0o755)
+    root = tmp_path / "bench-0123.cpio.zst"
+    root.write_bytes(zstandard.ZstdCompressor().compress(tree.pack()))
+    folder = debian.unpacked(root)
+    (folder / "bench" / "unit.c").write_text("old")
+    assert debian.unpacked(root) == folder and (folder / "usr/bin/tool").exists() and (folder / "tmp").is_dir()
+    assert (folder / "bench" / "unit.c").read_text() == source.unit(2000, 0)
+    assert (folder / "bench" / "make" / "Makefile").read_text().startswith("all: u0.o u1.o")
 
 
 @pytest.mark.parametrize("lines", [500, 2000])
