@@ -57,7 +57,7 @@ def module(**info):
 
 
 VERSION = "6.1.0-1-cloud-amd64"
-BUSYBOX = b"\x7fELF" + b"\0[\0[[\0ash\0ls\0mount\0poweroff\0sh\0\0" + bytes(100)
+BUSYBOX = b"\x7fELF" + b"\xae [\0[[\0ash\0ls\0mount\0poweroff\0sh\0\0" + bytes(100)
 DEPENDS = {
     "virtio": "virtio_ring",
     "virtio_ring": "",

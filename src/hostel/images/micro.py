@@ -117,8 +117,8 @@ def applets(busybox: bytes) -> list[str]:
     The table is sorted and holds each name with a NUL after it (busybox, applets/applet_tables.c); running
     ``busybox --list`` would say the same, but nothing of an image's runs on the host.
     """
-    start = busybox.find(b"\0[\0[[\0") + 1
-    table = busybox[start : busybox.find(b"\0\0", start)] if start else b""
+    start = busybox.find(b"[\0[[\0")
+    table = busybox[start : busybox.find(b"\0\0", start)] if start >= 0 else b""
     names = table.decode("latin-1").split("\0")
     if not {"sh", "mount", "poweroff", "ls"} <= set(names) or len(names) > 500:
         raise ImageError("busybox has no table of applets where one is expected")

@@ -1,0 +1,48 @@
+"""Kernels as Debian ships them, of three releases, in both flavours, boot with all processors and don't complain."""
+
+import re
+
+import pytest
+from kernel_log import complaints
+
+from hostel import VM
+from hostel.base import paths
+from hostel.base.errors import HostelError
+from hostel.images import micro as recipe
+from hostel.images import sources
+from hostel.images.debian import Archive
+from hostel.images.sources import Source
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module", params=["bullseye", "bookworm", "trixie"])
+def suite(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["linux-image-cloud-amd64", "linux-image-amd64"])
+def image(request, suite, tmp_path_factory):
+    """The kernel of a suite's package, and an initramfs with its modules: the micro image's recipe."""
+    mirror = sources.configured()[0].mirror
+    archive = Archive((Source(mirror, suite),), cache=paths.cache() / "suites" / suite)
+    try:
+        meta = archive.package(request.param)
+        needed = re.search(r"\blinux-image-\d[^\s,(]*", meta.depends)
+        assert needed, f"{meta.name} {meta.version} names no kernel"
+        files = [archive.fetch(archive.package(name)) for name in (needed[0], recipe.BUSYBOX)]
+    except HostelError as error:
+        pytest.skip(f"no {request.param} of {suite}: {error}")
+    folder = tmp_path_factory.mktemp(suite)
+    return folder, recipe.build(files, folder, lambda text: None)["kernel_version"]
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_boots(guests, image, cpus):
+    folder, version = image
+    with VM.run("micro", cpus=cpus, kernel=str(folder / "kernel"), initrd=str(folder / "initrd")) as vm:
+        assert vm.exec(["uname", "-r"], timeout=120).stdout == f"{version}\n"
+        assert vm.exec(["nproc"]).stdout == f"{cpus}\n"
+        clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+        assert vm.exec(["cat", clock]).stdout in ("tsc\n", "kvm-clock\n")
+        assert complaints(vm) == []
