@@ -216,8 +216,8 @@ def test_programs_of_32_bits(vm):
     ]:  # fmt: skip
         for path in ("/tmp/text", "/tmp/noise"):
             assert sh(vm, "busybox " + ours.format(path)) == sh(vm, theirs.format(path)), (ours, path)
-    program = "BEGIN { for (i = 1; i <= 300000; i++) { x += i / (i % 13 + 1) * (i % 7); y = y i % 3 } print x, length(y) }"
+    program = "BEGIN { for (i = 1; i <= 300000; i++) { x += i / (i % 13 + 1) * (i % 7); y = y i % 3 } print x }"
     python = "x = sum(i / (i % 13 + 1) * (i % 7) for i in range(1, 300001)); print('%.6g' % x)"
-    assert sh(vm, f"busybox awk '{program}'").split()[0] == sh(vm, f'python3 -c "{python}"').strip()
+    assert sh(vm, f"busybox awk '{program}'").strip() == sh(vm, f'python3 -c "{python}"').strip()
     script = "i=0; while [ $i -lt 300 ]; do busybox true; i=$((i + 1)); done; echo $i"
     assert sh(vm, f"busybox sh -c '{script}'") == "300\n"
