@@ -202,6 +202,20 @@ class Guest:
         self.running += 1
         return self._outcome(case, reason)
 
+    def interrupted(self, case: oracle.Case, fresh: bool) -> oracle.Outcome:
+        """``run``, or else ``again``, by somebody who goes on whenever the vCPU was stopped."""
+        if fresh:
+            self._prepare(case)
+        else:
+            self._memory(case)
+            self._load(case)
+        while True:
+            self.vcpu.request_stop(False)
+            reason = self.vcpu.run_py()[0]
+            exception = self.vcpu.take_exception()
+            if exception is not None or reason != EXIT_KICK:
+                return self._outcome(case, reason, exception)
+
     def _watch(self) -> None:
         """Stops a case that never ends. ``running`` is odd while one runs."""
         seen = 0

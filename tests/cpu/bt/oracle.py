@@ -25,7 +25,7 @@ from hostel.cpu.bt.table import C
 
 CODE, DATA, STACK = 0x57570000, 0x20000000, 0x30000000  # code is out of reach for 32-bit bit numbers
 OWN = 0x5B5B0000
-STATES = 8  # cases that share their code
+STATES = 16  # cases that share their code
 SLOTS = 128
 BATCH = 256
 SLOT = 0x2000

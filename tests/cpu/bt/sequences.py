@@ -25,6 +25,7 @@ class Long(Maker):
     reach = 7
     masked = True
     loops = 0.35
+    rounds = (2, 3, 4, 5)  # how often a loop goes around
     reserved = (4,)  # neither base nor counter
 
     def __init__(self, *args):
@@ -85,9 +86,10 @@ class Long(Maker):
             if i == begin:
                 free = [r for r in range(self.count) if r not in self.kept and r not in self.reserved]
                 counter = 1 if 1 in free and rng.random() < 0.4 else rng.choice(free)
-                if self._load(counter, rng.randrange(2, 6)):
+                if self._load(counter, rng.choice(self.rounds)):
                     self.kept.add(counter)
                     loop = len(self.code)
+                    self._head()
                 else:
                     counter = -1
             if i == at:
@@ -98,6 +100,9 @@ class Long(Maker):
                 self._back(counter, loop)
                 self.kept.discard(counter)
         self._settle(True)
+
+    def _head(self) -> None:
+        """What a loop begins with."""
 
     def _finish(self) -> None:
         self.end = len(self.code)

@@ -5,6 +5,7 @@ For all rows but those whose results are never the same twice: what test_oracle.
 
 import os
 import random
+import threading
 import time
 
 import generate
@@ -13,6 +14,7 @@ import pytest
 from bare import A, Guest, P, W
 from remapping import ENTRIES, Remapping
 from rows import same_for_supervisor
+from sequences import Long
 
 VARYING = {"rdtsc", "rdtscp", "rdrand", "rdseed", "rdpmc"}
 SEED = 7
@@ -51,6 +53,47 @@ def test_a_step_is_one_instruction():
     assert guest.vcpu.take_exception()[0] == 3
 
 
+def test_stops_change_nothing():
+    """Another thread stops the vCPU all the time, so that it leaves translated code wherever it may, and goes on."""
+    guest, generator = Guest(SEED), generate.Generator(SEED)
+    expected = []
+    for code in range(60):
+        maker = Looping(generator, random.Random(code), code, *generator.order[code])
+        maker.make()
+        case = maker.case(code * oracle.STATES)
+        outcome = guest.run(case)
+        if outcome.vector >= 0:
+            expected.append((case, outcome))
+    over = threading.Event()
+
+    def stop() -> None:
+        while not over.is_set():
+            guest.vcpu.request_stop()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        for case, outcome in expected:
+            for fresh in (True, False):
+                found = oracle.differences(case, outcome, guest.interrupted(case, fresh))
+                assert not found, oracle.describe(case, outcome) + "\n" + "\n".join(found)
+    finally:
+        over.set()
+        thread.join()
+    assert guest.vcpu.statistics()["exits"]["poll"] > 100
+
+
+class Looping(Long):
+    """Loops for a while, in which base registers and stack don't wander off."""
+
+    loops = 1
+    rounds = (10_000,)
+
+    def _head(self) -> None:
+        for r in (*self.anchors, 4):
+            self._load(r, self.values.get(r, oracle.STACK + 0x1000))
+
+
 class Supervisor(Guest):
     """A guest whose code has the page table of DATA before it, which is as it was before each run."""
 
@@ -64,7 +107,7 @@ class Supervisor(Guest):
     def _memory(self, case: oracle.Case) -> None:
         self.ram.view(self.table, 40)[:] = self.entries
         self.ram.view(self.DATA_GPA + 0x2000, 4096)[:] = self.readonly
-        self.state.cr0, self.state.cr4 = 0x80050033, 0x50620 | (0x200080 if case.number & 8 else 0)
+        self.state.cr0, self.state.cr4 = 0x80050033, 0x50620 | (0x200080 if case.number & 16 else 0)
         self.state.cr3 = self.space.cr3
         at = case.base - oracle.CODE
         if self.code[at : at + oracle.SLOT] != case.page:  # with CR0.WP off it may have been written to
