@@ -227,7 +227,7 @@ class Long(Maker):
     def _anchored(self, size: int, align: bool) -> dict | None:
         """[base + displacement], or with a small index, near what the base register is thought to hold."""
         rng, mode = self.rng, self.mode
-        bases = [r for r in self.anchors if r in self.guess] + ([4] if rng.random() < 0.4 else [])
+        bases = [r for r in self.anchors if r in self.guess] + ([4] if rng.random() < 0.4 and not self.inner else [])
         if not bases:
             return None
         base = rng.choice(bases)

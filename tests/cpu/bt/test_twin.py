@@ -5,6 +5,7 @@ For all rows but those whose results are never the same twice: what test_oracle.
 
 import os
 import random
+import sys
 import threading
 import time
 
@@ -57,12 +58,13 @@ def test_stops_change_nothing():
     """Another thread stops the vCPU all the time, so that it leaves translated code wherever it may, and goes on."""
     guest, generator = Guest(SEED), generate.Generator(SEED)
     expected = []
-    for code in range(60):
+    for code in range(100):
         maker = Looping(generator, random.Random(code), code, *generator.order[code])
         maker.make()
         case = maker.case(code * oracle.STATES)
+        began = time.perf_counter()
         outcome = guest.run(case)
-        if outcome.vector >= 0:
+        if outcome.vector >= 0 and 0.001 < time.perf_counter() - began < 0.2:  # those that a stop may hit
             expected.append((case, outcome))
     over = threading.Event()
 
@@ -71,16 +73,19 @@ def test_stops_change_nothing():
             guest.vcpu.request_stop()
 
     thread = threading.Thread(target=stop)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
     thread.start()
     try:
         for case, outcome in expected:
-            for fresh in (True, False):
+            for fresh in (True, *[False] * 5):
                 found = oracle.differences(case, outcome, guest.interrupted(case, fresh))
                 assert not found, oracle.describe(case, outcome) + "\n" + "\n".join(found)
     finally:
+        sys.setswitchinterval(interval)
         over.set()
         thread.join()
-    assert guest.vcpu.statistics()["exits"]["poll"] > 100
+    assert guest.vcpu.statistics()["exits"]["poll"]
 
 
 class Looping(Long):
