@@ -182,6 +182,7 @@ def test_position_independent_blocks_agree_with_the_host(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_translator_agrees_with_the_host_at_length(tmp_path):
     seed = int(os.environ.get("ORACLE_SEED", time.time_ns() % 1_000_000))
     count = int(os.environ.get("ORACLE_COUNT", "500000"))

@@ -154,5 +154,6 @@ def test_blocks_agree_with_steps_while_mappings_change():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_blocks_agree_with_steps_while_mappings_change_at_length():
     remapping_cases(int(os.environ.get("TWIN_SEED", time.time_ns() % 1_000_000)), 40_000)
