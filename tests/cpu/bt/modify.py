@@ -7,6 +7,7 @@ are all defined take part: whatever runs, nothing that isn't defined is read.
 """
 
 import struct
+from dataclasses import dataclass
 
 from oracle import OWN, SLOT, STACK
 from rows import K
@@ -15,6 +16,24 @@ from sequences import Long
 from hostel.cpu.bt.table import C
 
 _READS = -2  # a victim that must go on reading the flags
+
+
+@dataclass(slots=True)
+class Modifier:
+    """A store to the case's own code; ``how`` says what to write at ``where`` once its target is known."""
+
+    at: int  # behind it
+    where: int  # in the code: 32 bits of its address
+    how: str  # absolute, relative to rip, to self.pointer, or the address above (of a push)
+    end: int  # of the instruction, for rip
+    size: int  # bytes that it stores
+    contents: int  # where in the code they are, or -1
+    source: int  # where the address of ``contents`` is wanted, or -1
+    delta: bool  # it changes a byte by XOR
+    repeats: bool
+    target: int = 0
+    new: bytes = b""
+    tail: int = 0  # how many bytes of ``new`` are new; those behind are what is there
 
 
 class Modifying(Long):
@@ -26,7 +45,7 @@ class Modifying(Long):
     def __init__(self, *args):
         super().__init__(*args)
         self.victims: list[tuple[int, int, int]] = []  # where it begins and ends; a byte that may be any, or < 0
-        self.modifiers: list[dict] = []
+        self.modifiers: list[Modifier] = []
         self.pointer = 0
         self.strings = False  # whether string instructions may be emitted
 
@@ -180,8 +199,8 @@ class Modifying(Long):
 
     def _later(self, where: int, how: str, end: int, size: int, contents: int = -1, source: int = -1,
                delta: bool = False, repeats: bool = False) -> None:  # fmt: skip
-        m = dict(where=where, how=how, end=end, size=size, contents=contents, source=source, delta=delta)
-        self.modifiers.append({**m, "repeats": repeats, "at": len(self.code)})
+        at = len(self.code)
+        self.modifiers.append(Modifier(at, where, how, end, size, contents, source, delta, repeats))
         self._watch_flags()
 
     # ---- who changes whom
@@ -190,39 +209,39 @@ class Modifying(Long):
         super()._finish()
         self.code += b"\xcc"
         for m in self.modifiers:
-            if m["source"] >= 0:  # what string and vector instructions store lies behind the code
+            if m.source >= 0:  # what string and vector instructions store lies behind the code
                 address = OWN + self.offset + len(self.code) - self.data
-                self.code[m["source"] : m["source"] + 4] = struct.pack("<I", address & 0xFFFFFFFF)
-                m["contents"] = len(self.code)
+                self.code[m.source : m.source + 4] = struct.pack("<I", address & 0xFFFFFFFF)
+                m.contents = len(self.code)
                 self.code += bytes(8)
         for m in self.modifiers:
-            m["target"], m["new"] = self._decide(m)
+            m.target, m.new = self._decide(m)
             self._fill(m)
         # contents that lie where others write from the victim on: until all of them fit
         for _ in range(6):
-            stale = [m for m in self.modifiers if m["tail"] < m["size"] and m["new"][m["tail"] :] != self._tail(m)]
+            stale = [m for m in self.modifiers if m.tail < m.size and m.new[m.tail :] != self._tail(m)]
             for m in stale:
-                m["new"] = m["new"][: m["tail"]] + self._tail(m)
+                m.new = m.new[: m.tail] + self._tail(m)
                 self._fill(m)
         for m in self.modifiers:
-            if m["tail"] < m["size"] and m["new"][m["tail"] :] != self._tail(m):
-                m["target"] = SLOT - 64 - self.offset
+            if m.tail < m.size and m.new[m.tail :] != self._tail(m):
+                m.target = SLOT - 64 - self.offset
                 self._fill(m)
 
-    def _tail(self, m: dict) -> bytes:
+    def _tail(self, m: Modifier) -> bytes:
         """What lies behind the victim, which a longer store leaves as it is."""
-        at, n = m["target"] + m["tail"], m["size"] - m["tail"]
+        at, n = m.target + m.tail, m.size - m.tail
         return bytes(self.code[at : at + n]).ljust(n, b"\xcc")
 
-    def _decide(self, m: dict) -> tuple[int, bytes]:
+    def _decide(self, m: Modifier) -> tuple[int, bytes]:
         """Where to store, and what."""
-        rng, size = self.rng, m["size"]
-        after = [v for v in self.victims if v[0] >= m["at"]]
-        before = [v for v in self.victims if v[0] < m["at"]]
+        rng, size = self.rng, m.size
+        after = [v for v in self.victims if v[0] >= m.at]
+        before = [v for v in self.victims if v[0] < m.at]
         pick = rng.random()
-        m["tail"] = size
+        m.tail = size
         beside = SLOT - rng.randrange(64, 200) - self.offset
-        if m["delta"]:  # one byte: an immediate, or the lowest bit of a condition
+        if m.delta:  # one byte: an immediate, or the lowest bit of a condition
             own = [v for v in self.victims if v[2] >= 0]
             if not own:
                 return beside, b"\1"
@@ -230,8 +249,8 @@ class Modifying(Long):
             return special, b"\1" if start == end else rng.randbytes(1)
         if pick < 0.1 or not self.victims:  # data beside the code
             return beside, rng.randbytes(size)
-        if pick < 0.18 and m["contents"] >= 0 and size <= 4:  # itself
-            return m["contents"], rng.randbytes(size)
+        if pick < 0.18 and m.contents >= 0 and size <= 4:  # itself
+            return m.contents, rng.randbytes(size)
         start, end, special = after[0] if after and pick < 0.55 else before[-1] if before and pick < 0.7 \
             else rng.choice(self.victims)  # fmt: skip
         if start == end:
@@ -245,11 +264,11 @@ class Modifying(Long):
             new = self._other(start, end, special)
         # what goes beyond it must not cut through another, which may have changed
         cuts = any(a < start + size < max(b, a + 1) for a, b, _ in self.victims)
-        own_instruction = m["repeats"] and start < m["at"] and start + size > m["at"] - 16
+        own_instruction = m.repeats and start < m.at and start + size > m.at - 16
         if cuts or own_instruction:
             return beside, rng.randbytes(size)
-        m["tail"] = len(new)
-        m["target"] = start
+        m.tail = len(new)
+        m.target = start
         return start, new + self._tail(m)
 
     def _other(self, start: int, end: int, special: int) -> bytes:
@@ -270,22 +289,22 @@ class Modifying(Long):
             return bytes([0xB0 | rng.choice(free), rng.getrandbits(8)]) + b"\x90" * (n - 2)
         return b"\x90" * n
 
-    def _fill(self, m: dict) -> None:
+    def _fill(self, m: Modifier) -> None:
         """Write address and contents into the instructions that were left open."""
-        new, size = m["new"], m["size"]
-        if m["how"] == "above" and size == 8 and new[4:] != struct.pack("<i", -(new[3] >> 7)):
-            m["target"] = SLOT - 64 - self.offset  # a push stores four bytes and their sign
-        target = m["target"]
+        new, size = m.new, m.size
+        if m.how == "above" and size == 8 and new[4:] != struct.pack("<i", -(new[3] >> 7)):
+            m.target = SLOT - 64 - self.offset  # a push stores four bytes and their sign
+        target = m.target
         address = OWN + self.offset + target - self.data
-        if m["how"] == "rip":
-            value = target - m["end"]
-        elif m["how"] == "pointer":
+        if m.how == "rip":
+            value = target - m.end
+        elif m.how == "pointer":
             value = address - self.values[self.pointer]
-        elif m["how"] == "above":
+        elif m.how == "above":
             value = address + size
         else:
             value = address
-        self.code[m["where"] : m["where"] + 4] = struct.pack("<I", value & 0xFFFFFFFF)
-        if m["contents"] >= 0:
-            n = min(size, 4) if m["how"] == "above" else size
-            self.code[m["contents"] : m["contents"] + n] = new[:n]
+        self.code[m.where : m.where + 4] = struct.pack("<I", value & 0xFFFFFFFF)
+        if m.contents >= 0:
+            n = min(size, 4) if m.how == "above" else size
+            self.code[m.contents : m.contents + n] = new[:n]
