@@ -151,7 +151,7 @@ cdef inline uint64_t text(const Cache* m, const uint8_t* p) noexcept nogil:
     return <uint64_t>(m.run + (p - m.code))
 
 cdef enum:
-    PIC_PAGE = 1 << 46           # far from 0, so that targets behind and before the page compare as they should
+    PIC_PAGE = 0x400000000000    # far from 0, so that targets before the page compare as they should (not 1 << 46: C's int)
 
 # The address by which a block knows itself
 cdef inline uint64_t block_pc(uint64_t pc, uint32_t mode) noexcept nogil:

@@ -914,7 +914,8 @@ class BtVcpu(Vcpu):
         if mode & MODE_CODE64:
             c.pc_page = c.rip & ~cython.cast(uint64_t, 0xFFF)
             if mode & MODE_USER and c.rip >= m.pic_from and not mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG):
-                mode |= MODE_PIC
+                if not m.n_breaks:  # breakpoints are at virtual addresses
+                    mode |= MODE_PIC
         n = find(m, gpa, c.rip, mode)
         if n:
             b = cython.address(m.blocks[n])
