@@ -48,6 +48,7 @@ from cython.cimports.hostel.cpu.bt.translation import (
     FLAGS_HOST,
     FLAGS_MEM,
     PAD_MEM,
+    SECOND_ROOM,
     Cold,
     Translation,
 )
@@ -182,7 +183,7 @@ def look_up(t: cython.pointer(Translation), site: uint32_t) -> cython.void:
     s: cython.pointer(Site) = cython.address(t.m.sites[site])
     access: cython.int = s.window_access if s.span else s.access
     gs_store_imm32(e, off.site, site)
-    if t.single:
+    if t.single or (s.size > SECOND_ROOM and not s.span):  # FRSTOR: it might end in the next page
         jmp_to(e, t.m.leave_mem)
     else:
         lea_rip(e, S2, t.m.code + s.host + CHECK_LENGTH)

@@ -14,6 +14,9 @@ MODE_SINGLE) on the stage, which is written back when it is done: the slow twin.
 Lock order: ``Cache.lock``, then the world is stopped; a vCPU that waits for either is out of translated code.
 """
 
+import os
+import sys
+
 import cython
 from cython.cimports.hostel.base.clock import rdtsc
 from cython.cimports.hostel.bus.space import Region
@@ -130,6 +133,8 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     FL_ARITH,
     FL_IF,
     FL_RF,
+    JUMP_SIZE,
+    MODE_AC,
     MODE_CODE32,
     MODE_CODE64,
     MODE_DEBUG,
@@ -137,6 +142,10 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     MODE_PLAIN,
     MODE_TF,
     MODE_USER,
+    TLB_KERNEL,
+    TLB_KERNEL_AC,
+    TLB_SIZE,
+    TLB_USER,
     X_AC,
     X_DE,
     X_GP,
@@ -180,6 +189,8 @@ from cython.cimports.posix.mman import (
 from hostel.base.errors import MachineError, MemoryError_
 from hostel.cpu.bt.stubs import stub_names
 from hostel.cpu.bt.table import C
+from hostel.cpu.bt import verify as verifier
+from hostel.cpu.bt.stubs import layout as stub_layout
 
 # What the monitor ran, by OpInfo.system; 0 stands for string instructions
 _monitored = {number: name[2:].lower() for name, number in C.items() if name.startswith("S_")} | {0: "string"}
@@ -273,14 +284,20 @@ def _flags_out(c: cython.pointer(VCpu)) -> cython.void:
 class BtEngine:
     """The binary translator for one machine: ``cpus`` vCPUs over ``ram``, which must be complete.
 
-    ``code_size``: bytes for translated code; when they are full, it starts anew.
+    ``code_size``: bytes for translated code; when they are full, it starts anew. ``verify``: of so many blocks one is
+    proved harmless before it runs (verify.py); 0: none. A block that isn't ends the run with EXIT_ERROR.
     """
 
-    def __cinit__(self, ram: Ram, cpus: cython.int, code_size: cython.size_t = 64 << 20):
+    def __cinit__(self, ram: Ram, cpus: cython.int, code_size: cython.size_t = 64 << 20, verify: cython.int = -1):
         i: cython.int
         if not 1 <= cpus <= 16:
             raise MachineError(f"{cpus} vCPUs: a machine has 1 to 16")
         self.ram = ram
+        self.verify = verify if verify >= 0 else int(os.environ.get("HOSTEL_VERIFY_CODE", "0"))
+        self.unverified = 0
+        self.verified = 0
+        self.refusal = ""
+        self.layout = None
         self.vcpus = []
         memset(cython.address(self.cache), 0, cython.sizeof(self.cache))
         mmu.on_code_write = _code_written
@@ -387,6 +404,88 @@ class BtEngine:
         """Names of places in ``code`` that blocks jump to, by offset."""
         return stub_names(cython.cast(cython.size_t, cython.address(self.cache)))
 
+    def dissect(self, number: cython.uint) -> dict:
+        """A block with its code and its sites, for the verifier; the block exists."""
+        m: cython.pointer(Cache) = cython.address(self.cache)
+        b: cython.pointer(Block) = cython.address(m.blocks[number])
+        code: cython.p_char = cython.cast(cython.p_char, m.code)
+        end: uint32_t = cython.cast(uint32_t, m.cold_free - m.code)
+        if number + 1 < m.n_blocks:
+            end = m.blocks[number + 1].cold
+        low: uint32_t = 1
+        high: uint32_t = m.n_sites
+        while low < high:  # sites are in the order of their blocks
+            if m.sites[(low + high) >> 1].block < number:
+                low = ((low + high) >> 1) + 1
+            else:
+                high = (low + high) >> 1
+        sites = {}
+        while low < m.n_sites and m.sites[low].block == number:
+            site: dict = m.sites[low]
+            sites[low] = site
+            low += 1
+        found: dict = b[0]
+        found.update(
+            number=number, sites=sites, code=code[b.pad : b.end], cold_code=code[b.cold : end],
+            table=TLB_USER if b.mode & MODE_USER else TLB_KERNEL_AC if b.mode & MODE_AC else TLB_KERNEL,
+        )
+        return found
+
+    def entries(self) -> dict:
+        """Where blocks are entered, by the mode that they are for. Dead blocks' entries lead on."""
+        m: cython.pointer(Cache) = cython.address(self.cache)
+        found: dict = {}
+        for i in range(1, m.n_blocks):
+            b: cython.pointer(Block) = cython.address(m.blocks[i])
+            found.setdefault(b.mode & ~cython.cast(uint32_t, MODE_PLAIN), set()).update(
+                (b.pad, b.entry_host, b.entry_mem)
+            )
+        return found
+
+    def verifier_layout(self):
+        m: cython.pointer(Cache) = cython.address(self.cache)
+        if self.layout is None:
+            places = {
+                "leave_mem": m.leave_mem - m.code, "leave_host": m.leave_host - m.code, "miss": m.miss - m.code,
+                "look_up": m.look_up - m.code, "second_tlb": [m.second_tlb[i] - m.code for i in range(6)],
+            }  # fmt: skip
+            sizes = {"tlb": TLB_SIZE, "jump": JUMP_SIZE, "check": CHECK_LENGTH}
+            self.layout = verifier.Layout(stub_layout(), places, sizes)
+        return self.layout
+
+    def audit(self) -> int:
+        """Verify every block as it is now, linked with others; how many. ``Refused`` for the first that isn't safe."""
+        entries = self.entries()
+        count = 0
+        for i in range(1, self.cache.n_blocks):
+            if not self.cache.blocks[i].dead:
+                told = self.dissect(i)
+                links = entries[told["mode"] & ~cython.cast(uint32_t, MODE_PLAIN)]
+                verifier.verify(self.verifier_layout(), told, links.__contains__)
+                count += 1
+        return count
+
+    def due(self):
+        """Whether the block that has just been translated is to be verified."""
+        if self.verify == 0:
+            return False
+        self.unverified += 1
+        if self.unverified < self.verify:
+            return False
+        self.unverified = 0
+        return True
+
+    def proved(self, number):
+        """Verify a block; False: it must not run."""
+        try:
+            verifier.verify(self.verifier_layout(), self.dissect(number))
+            self.verified += 1
+            return True
+        except Exception as error:
+            self.refusal = str(error) if isinstance(error, MachineError) else f"the verifier failed: {error!r}"
+            print(f"worker: {self.refusal}", file=sys.stderr)
+            return False
+
     def code(self) -> bytes:
         """The code memory as it is filled, from the stubs on; for disassemblers."""
         n: cython.Py_ssize_t = self.cache.cold_free - self.cache.code
@@ -403,6 +502,7 @@ class BtEngine:
             "translated_instructions": m.total_insns,
             "invalidated_blocks": m.n_invalidated,
             "flushes": m.n_flushes,
+            "verified_blocks": self.verified,
         }
 
 
@@ -658,13 +758,18 @@ class BtVcpu(Vcpu):
 
     def detach(self):
         stack: stack_t
+        gs: uint64_t = 0
         Vcpu.detach(self)
-        if self.owned:
-            self.owned = False
-            syscall(SYS_arch_prctl, ARCH_SET_GS, 0)
-            memset(cython.address(stack), 0, cython.sizeof(stack))
-            stack.ss_flags = SS_DISABLE
-            sigaltstack(cython.address(stack), cython.NULL)
+        if not self.owned:
+            return
+        self.owned = False
+        syscall(SYS_arch_prctl, ARCH_GET_GS, cython.address(gs))
+        if gs != cython.cast(uint64_t, self.c):
+            return  # the thread is another vCPU's by now, or this isn't the thread
+        syscall(SYS_arch_prctl, ARCH_SET_GS, 0)
+        memset(cython.address(stack), 0, cython.sizeof(stack))
+        stack.ss_flags = SS_DISABLE
+        sigaltstack(cython.address(stack), cython.NULL)
 
     def kick(self):
         self.c.poll = 0
@@ -883,6 +988,7 @@ class BtVcpu(Vcpu):
         b: cython.pointer(Block)
         mode: uint32_t = c.mode
         tlb: cython.int
+        proved: cython.bint = True
         single: cython.bint = self.single
         plain: cython.bint = self.plain
         self.single = False
@@ -936,6 +1042,16 @@ class BtVcpu(Vcpu):
             if n == 0 or m.blocks[n].gpa2 != 1:
                 enlarge(m)
                 n = translate(m, c, gpa, mode)
+                if n and self.engine.due():
+                    cython.cast(stub_t, text(m, m.fx_save))()
+                    with cython.gil:
+                        proved = self.engine.proved(n)
+                    cython.cast(stub_t, text(m, m.fx_restore))()
+                    if not proved:
+                        m.blocks[n].dead = 1
+                        pthread_mutex_unlock(cython.address(m.lock))
+                        c.io.reason = EXIT_ERROR
+                        return GO_EXIT
             pthread_mutex_unlock(cython.address(m.lock))
             if n == 0:
                 return GO_LOOKUP

@@ -28,7 +28,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
 )
 from cython.cimports.hostel.cpu.bt.flags import emit_save_flags
 from cython.cimports.hostel.cpu.bt.system import feature_present
-from cython.cimports.hostel.cpu.bt.translation import PAD_MEM
+from cython.cimports.hostel.cpu.bt.translation import PAD_MEM, SECOND_ROOM
 from cython.cimports.libc.stdint import uint8_t, uint32_t
 
 _avx = cython.declare(cython.bint)  # the host has AVX: vector registers are 32 bytes
@@ -221,7 +221,7 @@ def prepare(m, c):
 def second_tlb(e, m, tlb, write):
     """The address in s1 isn't in its TLB (or crosses a page), c.site says whose it is: look in the second one.
 
-    The page found, go on at c.resume with the host's address in s1. Accesses that end in a page's last 63 bytes leave.
+    The page found, go on at c.resume with the host's address in s1. Those that start in a page's last 63 bytes leave.
     """
     gs_store(e, off.target, S1)
     mov_rr32(e, S2, S1)
@@ -236,7 +236,7 @@ def second_tlb(e, m, tlb, write):
     wrong: cython.pointer(uint8_t) = jcc_hole(e, CC_NE)
     gs_load(e, S1, off.target)
     gs_op_index(e, 0x33, S1, S2, off.second_va)
-    op_ri(e, 8, 7, S1, 4096 - 64)
+    op_ri(e, 8, 7, S1, 4096 - SECOND_ROOM)
     other: cython.pointer(uint8_t) = jcc_hole(e, CC_A)
     gs_op_index(e, 0x03, S1, S2, off.second_page)
     gs_op(e, 4, 0xFF, 4, off.resume)
@@ -313,3 +313,9 @@ def stub_names(m_address: cython.size_t) -> dict:
     for i in range(6):
         names[m.second_tlb[i] - m.code] = f"second_tlb[{tables[i >> 1]}, {'write' if i & 1 else 'read'}]"
     return names
+
+
+def layout() -> dict:
+    """Where VCpu's fields are from GS, by their names in translation.Offsets; once a machine exists."""
+    found: dict = off
+    return found

@@ -6,6 +6,7 @@ from hostel.cpu.bt.vcpu cimport VCpu
 
 cdef enum:
     CHECK_LENGTH = 45            # bytes of address.check_access's look-up, from where it may be repeated to behind it
+    SECOND_ROOM = 64             # bytes that the second TLB's look-up is sure to leave of the page
     MAX_INSNS = 48               # guest instructions a block
     MAX_COLD = 256               # pieces of cold code: up to four an instruction, and the windows'
     MAX_FOLLOW = 32              # no jump is followed behind so many instructions
