@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rm", action="store_true", help="remove the VM when it ends, though it has a name")
     parser.add_argument("--debug", action="store_true", help="wait for 'hostel debug' at the first instruction")
     parser.add_argument("--trace", metavar="WHAT", help="write down blocks, exits or faults[:FILE] (hostel.trace)")
+    parser.add_argument("--verify-code", action="store_true", help="prove a sample of the translated code harmless")
     parser.add_argument("--perf-map", action="store_true", help="keep /tmp/perf-PID.map: perf then names guest code")
     parser.add_argument("--symbols", metavar="FILE", help="names for it: a System.map, or the guest's /proc/kallsyms")
     parser.add_argument("-T", "--no-tty", action="store_true", help="no terminal for COMMAND, even on a terminal")
@@ -46,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     vm = VM.run(
         args.image, name=args.name, cpus=args.cpus, memory=args.memory, kernel=args.kernel, initrd=args.initrd,
         append=args.append, engine=args.engine, detach=args.detach, rm=args.rm or None,
-        command=command if args.detach else (), debug=args.debug, trace=args.trace, perf_map=args.perf_map,
-        symbols=args.symbols,
+        command=command if args.detach else (), debug=args.debug, verify_code=args.verify_code, trace=args.trace,
+        perf_map=args.perf_map, symbols=args.symbols,
     )
     if args.detach:
         print(vm.name)

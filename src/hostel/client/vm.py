@@ -72,6 +72,7 @@ class VM:
         rm: bool | None = None,
         debug: bool = False,
         trace: str | None = None,
+        verify_code: bool = False,
         perf_map: bool = False,
         symbols: str | None = None,
     ) -> "VM":
@@ -83,8 +84,9 @@ class VM:
         that is up, and the VM ends with it. With ``debug`` it waits for a debugger at its first instruction.
         ``trace`` is KIND[,KIND...][:FILE] of blocks, exits and faults: what the translator does is written there
         (else to hostel.trace).
-        ``perf_map`` keeps /tmp/perf-PID.map for perf(1), with names from
-        ``symbols`` (a System.map, or the guest's /proc/kallsyms). Raises HostelError.
+        ``verify_code`` has a sample of its translated code proved harmless before that runs.
+        ``perf_map`` keeps /tmp/perf-PID.map for perf(1), with names from ``symbols`` (a System.map, or the guest's
+        /proc/kallsyms). Raises HostelError.
         """
         spec = make_spec(
             image, name=name, cpus=cpus, memory=memory, kernel=kernel, initrd=initrd, append=append, engine=engine
@@ -97,6 +99,7 @@ class VM:
         if trace is not None:
             kinds, path = spec_vm.parse_trace(trace)
             spec.trace = f"{','.join(kinds)}:{Path(path).absolute()}"
+        spec.verify_code = verify_code
         spec.perf_map = perf_map
         if symbols is not None:
             spec.symbols = _file(symbols, "file of symbols")

@@ -30,6 +30,7 @@ class VmSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     agent: bool = True            # whether the guest answers the exec protocol on its second serial port
     remove: bool = False          # the VM's folder goes when the VM ends
     command: list[str] = []       # run in the guest once it is up; the VM ends with it
+    verify_code: bool = False     # prove a sample of the translated code harmless before it runs (cpu/bt/verify)
     perf_map: bool = False        # keep /tmp/perf-PID.map for perf(1)
     trace: str = ""               # KINDS:FILE, what to write down and where (vm/trace)
     debug: bool = False           # it stands still at its start, until a debugger lets it go on

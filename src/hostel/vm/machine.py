@@ -31,6 +31,7 @@ from hostel.memory.ram import Ram
 from hostel.spec.vm import VmSpec
 from hostel.vm.vcpu import Runner
 
+VERIFY_SAMPLE = 64   # of so many blocks one is verified with --verify-code: a tenth of a boot's time
 # One row an engine: what makes it, with a machine's Ram and its number of vCPUs.
 ENGINES = {"bt": "hostel.cpu.bt.run:BtEngine"}
 
@@ -74,7 +75,7 @@ class Machine:
         for start, size in layout.slots:
             self.ram.add(start, size)
         self._pio, self._mmio = Space("pio"), Space("mmio")
-        self.engine = make_engine(spec.engine, self.ram, spec.cpus)
+        self.engine = make_engine(spec.engine, self.ram, spec.cpus, VERIFY_SAMPLE if spec.verify_code else -1)
         vcpus = self.engine.vcpus
         self._board = Board(
             self.ram, layout, self._pio, self._mmio, vcpus, self._schedule,
@@ -174,6 +175,9 @@ class Machine:
         elif reason == "error":
             registers = runner.vcpu.registers()
             print(f"worker: vCPU {index} can't go on: {registers}", file=sys.stderr)
+            if self.engine.refusal:
+                self._tell(f"error: {self.engine.refusal}")
+                return
             self._tell(f"error: vCPU {index} can't go on at {registers.get('rip', 0):#x}; see worker.log")
 
     def _tell(self, what: str) -> None:
@@ -191,12 +195,12 @@ class Machine:
         return timer
 
 
-def make_engine(name: str, ram: Ram, cpus: int) -> Any:
+def make_engine(name: str, ram: Ram, cpus: int, verify: int = -1) -> Any:
     """The engine called ``name``; it is loaded now, so that others cost nothing."""
     if name not in ENGINES:
         raise MachineError(f"there is no engine '{name}'; there is {', '.join(ENGINES)}")
     module, attribute = ENGINES[name].split(":")
-    return getattr(importlib.import_module(module), attribute)(ram, cpus)
+    return getattr(importlib.import_module(module), attribute)(ram, cpus, verify=verify)
 
 
 def load_kernel(ram: Ram, layout: memmap.Layout, files: BootFiles, cmdline: str, rsdp: int) -> BootState:

@@ -13,7 +13,7 @@ BS = 0x4000
 BODY = bytes.fromhex("488b07" "48894708" "90" "48a5" "cc")
 
 
-def machine_of(body: bytes, code_size: int = 64 << 20, pages: int = 1):
+def machine_of(body: bytes, code_size: int = 64 << 20, pages: int = 1, verify: int = -1):
     """(ram, vcpu, engine) at CODE in 64-bit mode, CPL 0, with two pages at DATA in rdi; exceptions are caught."""
     ram = Ram()
     ram.add(0, 16 << 20)
@@ -21,7 +21,7 @@ def machine_of(body: bytes, code_size: int = 64 << 20, pages: int = 1):
     space.map(CODE, 0x200000, pages << 12, P | W)
     space.map(DATA, 0x300000, 0x2000, P | W)
     ram.write(0x200000, body)
-    engine = BtEngine(ram, 1, code_size)
+    engine = BtEngine(ram, 1, code_size, verify)
     vcpu = engine.vcpus[0]
     state = vcpu.save_state()
     state.cr0, state.cr3, state.cr4, state.efer = 0x80050033, space.cr3, 0x620, 0xD01

@@ -76,10 +76,11 @@ cdef enum:                       # what the run loop does next
 
 cdef class BtEngine:
     cdef Cache cache
-    cdef int verify              # every so many blocks one is verified; 0: none
+    cdef readonly int verify     # every so many blocks one is verified; 0: none
     cdef int unverified          # blocks since the last one that was
     cdef object layout           # verify.Layout
     cdef readonly int verified
+    cdef bint broken             # a block was refused: nothing runs any more
     cdef readonly str refusal    # what the verifier found wrong, else ""
     cdef bint due(self) noexcept nogil
     cdef bint proved(self, uint32_t number) noexcept

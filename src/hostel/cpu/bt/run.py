@@ -296,6 +296,7 @@ class BtEngine:
         self.verify = verify if verify >= 0 else int(os.environ.get("HOSTEL_VERIFY_CODE", "0"))
         self.unverified = 0
         self.verified = 0
+        self.broken = False
         self.refusal = ""
         self.layout = None
         self.vcpus = []
@@ -482,6 +483,7 @@ class BtEngine:
             self.verified += 1
             return True
         except Exception as error:
+            self.broken = True
             self.refusal = str(error) if isinstance(error, MachineError) else f"the verifier failed: {error!r}"
             print(f"worker: {self.refusal}", file=sys.stderr)
             return False
@@ -793,7 +795,7 @@ class BtVcpu(Vcpu):
 
     def run(self):
         reason: cython.int
-        if not self.owned and self.attach():
+        if self.engine.broken or (not self.owned and self.attach()):
             return EXIT_ERROR
         cython.cast(stub_t, text(self.m, self.m.fx_restore))()
         reason = self.loop()
