@@ -97,8 +97,8 @@ REFUSED = {
     "RET": (r"^mov rax, qword ptr \[r1[45]", lambda c: b"\xc3", "no use for"),
     "HLT": (r"^mov rax, qword ptr \[r1[45]", lambda c: b"\xf4", "no use for"),
     "STD": (r"^mov rax, qword ptr \[r1[45]", lambda c: b"\xfd", "no use for"),
-    "an indirect jump by a register": (r"^jmp qword ptr gs:\[r15", lambda c: b"\xff\xe0", "jump cache"),
-    "an indirect jump by guest memory": (r"^jmp qword ptr gs:\[r15", lambda c: b"\xff\x20", "jump cache"),
+    "an indirect jump by a register": (r"^jmp r15", lambda c: b"\xff\xe0", "jump cache"),
+    "an indirect jump by guest memory": (r"^jmp r15", lambda c: b"\xff\x20", "jump cache"),
     "a jump into the blue": (r"^jmp 0x", lambda c: b"\xe9\x00\x00\x00\x40", "nothing of this block"),
     "a string without its room": (r"^jb ", lambda c: b"", "end in its page"),
     "a store into the monitor's own": (

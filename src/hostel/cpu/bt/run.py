@@ -125,7 +125,7 @@ from cython.cimports.hostel.cpu.bt.system import (
 )
 from cython.cimports.hostel.cpu.bt.transfer import load, save
 from cython.cimports.hostel.cpu.bt.translate import translate
-from cython.cimports.hostel.cpu.bt.translation import CHECK_LENGTH, FLAGS_HOST
+from cython.cimports.hostel.cpu.bt.translation import CHECK_LENGTH, FLAGS_HOST, PAD_MEM
 from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_READ,
     ACCESS_RW,
@@ -411,6 +411,7 @@ class BtEngine:
         b: cython.pointer(Block) = cython.address(m.blocks[number])
         code: cython.p_char = cython.cast(cython.p_char, m.code)
         end: uint32_t = cython.cast(uint32_t, m.cold_free - m.code)
+        start: uint32_t = min(b.pad - PAD_MEM, b.entry_host, b.entry_mem)
         if number + 1 < m.n_blocks:
             end = m.blocks[number + 1].cold
         low: uint32_t = 1
@@ -427,7 +428,8 @@ class BtEngine:
             low += 1
         found: dict = b[0]
         found.update(
-            number=number, sites=sites, code=code[b.pad : b.end], cold_code=code[b.cold : end],
+            number=number, sites=sites, code=code[start : b.end], start=start, pad_mem=b.pad - PAD_MEM,
+            cold_code=code[b.cold : end],
             table=TLB_USER if b.mode & MODE_USER else TLB_KERNEL_AC if b.mode & MODE_AC else TLB_KERNEL,
         )
         return found
@@ -439,7 +441,7 @@ class BtEngine:
         for i in range(1, m.n_blocks):
             b: cython.pointer(Block) = cython.address(m.blocks[i])
             found.setdefault(b.mode & ~cython.cast(uint32_t, MODE_PLAIN), set()).update(
-                (b.pad, b.entry_host, b.entry_mem)
+                (b.pad, b.pad - PAD_MEM, b.entry_host, b.entry_mem)
             )
         return found
 
@@ -448,9 +450,10 @@ class BtEngine:
         if self.layout is None:
             places = {
                 "leave_mem": m.leave_mem - m.code, "leave_host": m.leave_host - m.code, "miss": m.miss - m.code,
-                "look_up": m.look_up - m.code, "second_tlb": [m.second_tlb[i] - m.code for i in range(6)],
+                "look_up": m.look_up - m.code, "miss_host": m.miss_host - m.code,
+                "look_up_host": m.look_up_host - m.code, "second_tlb": [m.second_tlb[i] - m.code for i in range(6)],
             }  # fmt: skip
-            sizes = {"tlb": TLB_SIZE, "jump": JUMP_SIZE, "check": CHECK_LENGTH}
+            sizes = {"tlb": TLB_SIZE, "jump": JUMP_SIZE, "check": CHECK_LENGTH, "pad": PAD_MEM}
             self.layout = verifier.Layout(stub_layout(), places, sizes)
         return self.layout
 

@@ -53,6 +53,8 @@ FIELDS = {
     "fast_star": (8, READ), "fast_cs": (8, READ), "fast_ss": (8, READ),
 }  # fmt: skip
 
+STUBS = ("leave_mem", "leave_host", "miss", "miss_host", "look_up", "look_up_host")
+
 Value = tuple[Any, int]        # (core, constant)
 
 
@@ -80,8 +82,9 @@ class Layout:
                 self.tables.append((start, start + 8 * sizes[entries], name, number))
         self.tlb_mask = sizes["tlb"] - 1
         self.check_length = sizes["check"]
+        self.pads = (0, -sizes["pad"] & M64)     # from what a jump cache holds to where it may be entered
         self.site, self.resume, self.poll = offsets["site"], offsets["resume"], offsets["poll"]
-        self.stubs = {stubs[name]: name for name in ("leave_mem", "leave_host", "miss", "look_up")}
+        self.stubs = {stubs[name]: name for name in STUBS}
         self.second = {place: number for number, place in enumerate(stubs["second_tlb"])}
 
 
@@ -92,9 +95,10 @@ class Block:
         self.number: int = told["number"]
         self.pc: int = told["pc"]
         self.table: int = told["table"]
-        self.hot: tuple[int, bytes] = (told["pad"], told["code"])
+        self.hot: tuple[int, bytes] = (told["start"], told["code"])
         self.cold: tuple[int, bytes] = (told["cold"], told["cold_code"])
-        self.entries: list[int] = [told[name] for name in ("pad", "entry_host", "entry_mem", "cold_host", "cold_mem")]
+        entries = ("pad", "pad_mem", "entry_host", "entry_mem", "cold_host", "cold_mem")
+        self.entries: list[int] = [told[name] for name in entries]
         self.sites: dict[int, dict[str, int]] = told["sites"]
 
     def at(self, offset: int) -> bytes:
@@ -170,7 +174,7 @@ def secret(v: Value) -> bool:
     core = v[0]
     if core is None:
         return False
-    return core[0] in ("host", "page", "code", "poll")
+    return core[0] in ("host", "page", "code", "poll", "jump_cache")
 
 
 def join_values(a: Value, b: Value, at: int, where: object) -> Value:
@@ -427,7 +431,12 @@ class Verifier:
 
     def _indirect(self, i: dict[str, Any], s: State) -> None:
         self._no_secrets(s)
-        if i["mod"] == 3 or i["seg"] != C["GS"]:
+        if i["mod"] == 3:
+            core, k = s.registers[i["rm"]]
+            if core is None or core[0] != "jump_cache" or k not in self.layout.pads:
+                raise self.fail("an indirect jump that isn't through a jump cache")
+            return
+        if i["seg"] != C["GS"]:
             raise self.fail("an indirect jump that isn't through a jump cache")
         if i["base"] != C["REG_NONE"]:
             raise self.fail("a jump through VCpu with a base")
@@ -510,10 +519,12 @@ class Verifier:
         if i["index"] != C["REG_NONE"]:
             if how & WRITE:
                 raise self.fail("a write into a table")
-            if self._table(i, s)[0] == "jump_cache":
-                raise self.fail("reads a jump cache")
+            self._table(i, s)
             return
         offset = self._displacement(i)
+        if how == READ and size == 8 and any(low <= offset < high for low, high, _, _ in self.layout.tables):
+            self._table(i, s)
+            return
         name = self._field(offset, size, how)
         if how & WRITE:
             if name == "r" and self._stores_secret(i, s):
@@ -600,6 +611,9 @@ class Verifier:
 
     def _known(self, i: dict[str, Any], s: State) -> bool:
         """Instructions whose result has an expression; False: any other."""
+        if i["opmap"] == 1 and i["opcode"] == 0xB7 and i["mod"] == 3 and i["opsize"] == 4:  # movzx r32, r16
+            s.registers[i["reg"]] = (("and", _low(s.registers[i["rm"]]), 0xFFFF), 0)
+            return True
         if i["opmap"] or i["prefixes"] & (C["P_VEX"] | C["P_LOCK"]) or i["opsize"] < 4 or i["row"]["kind"] == C["K_BT"]:
             return False
         if i["row"]["flags"] & C["O_BYTEOP"]:
@@ -697,9 +711,9 @@ class Verifier:
             return True
         if i["opsize"] != 8 or op not in (0x8B, 0x89, 0x33, 0x03):
             return False
-        if i["index"] != C["REG_NONE"]:
+        if i["index"] != C["REG_NONE"] or any(low <= offset < high for low, high, _, _ in self.layout.tables):
             name, number = self._table(i, s)
-            index = s.registers[i["index"]]
+            index = s.registers[i["index"]] if i["index"] != C["REG_NONE"] else (None, offset)
             v: Value = ((name, number, index), 0)
             if name in ("tag_r", "tag_w"):
                 v = (("tag", name == "tag_w", number, index), 0)
