@@ -5,13 +5,17 @@ Its guest writes a prompt to the console and answers lines: ``echo TEXT``, ``pow
 tested with it is everything around the machine.
 """
 
+import mmap
 import os
+import resource
 import socket
 import subprocess
 import sys
 import threading
 import types
 
+from hostel.base.linux import seccomp
+from hostel.base.linux.syscall import syscall
 from hostel.images import agent, tiny
 
 
@@ -84,6 +88,38 @@ class AgentPort:
         os.close(self.rx_fd)
 
 
+def misbehave(outside):
+    """Try to get out of the worker as what broke out of the engine would; what worked."""
+    tries = {
+        "read a file": lambda: open("/etc/passwd").read(),
+        "read a neighbour's file": lambda: os.listdir(outside),
+        "write beside its folder": lambda: open(f"{outside}/mine", "w"),
+        "change a mode": lambda: os.chmod(outside, 0o777),
+        "change its parent's mode": lambda: os.chmod("/proc/self/cwd", 0o777),
+        "look into its starter": lambda: open(f"/proc/{os.getppid()}/environ").read(),
+        "look into init": lambda: os.listdir("/proc/1/fd"),
+        "kill its starter": lambda: os.kill(os.getppid(), 0),
+        "kill everybody": lambda: os.kill(-1, 0),
+        "a TCP connection": lambda: socket.create_connection(("127.0.0.1", 9), 1),
+        "a unix socket": lambda: socket.socket(socket.AF_UNIX),
+        "a pair of sockets": lambda: socket.socketpair(),
+        "fork": os.fork,
+        "another program": lambda: os.posix_spawn("/bin/true", ["true"], {}),
+        "a FIFO": lambda: os.mkfifo(f"{outside}/fifo"),
+        "a link": lambda: os.symlink("/etc/passwd", f"{outside}/link"),
+        "another's limits": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE),
+        "code it wrote": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC),
+    }
+    worked = []
+    for name, act in tries.items():
+        try:
+            act()
+        except OSError:
+            continue
+        worked.append(name)
+    return f"tried {len(tries)}, worked: {', '.join(worked) or 'none'}"
+
+
 class FakeMachine:
     def __init__(self, spec, files, loop, on_event):
         self.on_event = on_event
@@ -107,6 +143,10 @@ class FakeMachine:
                 self.console.transmit(b"%08d: a line of the flood that is eighty characters long or nearly so\n" % i)
         elif word in ("poweroff", "reset"):
             self.on_event(self, word)
+        elif word == "misbehave":
+            self.console.transmit(misbehave(rest).encode() + b"\r\n# ")
+        elif word == "breach":
+            syscall(seccomp.BREACHES[rest], 0, 0, 0, 0, 0)
         elif word == "crash":
             self.on_event(self, "triple fault")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -252,6 +253,36 @@ def test_the_worker_is_confined(start):
     limits = subprocess.check_output(["cat", f"/proc/{vm.state.pid}/limits"], text=True)
     assert any(line.split()[4:6] == ["0", "0"] for line in limits.splitlines() if line.startswith("Max core"))
     assert vm.inspect()["confinement"]["seccomp"] is True
+
+
+def test_a_worker_that_misbehaves_gets_nowhere(start, tmp_path):
+    vm = start()
+    neighbour = tmp_path / "neighbour"
+    neighbour.mkdir(mode=0o700)
+    assert b"fake guest" in read_console(vm, b"# ")
+    type_line(vm, f"misbehave {neighbour}")
+    said = read_console(vm, b"worked: ")
+    assert re.search(rb"tried \d\d, worked: none", said + read_console(vm, b"none")), said
+    assert list(neighbour.iterdir()) == [] and neighbour.stat().st_mode & 0o777 == 0o700
+    assert vm.state.state == "running"
+
+
+@pytest.mark.parametrize("call", ["execve", "ptrace", "mount", "unshare", "bpf", "keyctl", "io_uring_setup", "setns"])
+def test_a_worker_that_breaks_out_is_killed_and_reported(start, call):
+    vm = start()
+    type_line(vm, f"breach {call}")
+    until(lambda: vm.state.state == "died")
+
+
+def test_the_worker_has_no_capabilities(start):
+    vm = start()
+    text = open(f"/proc/{vm.state.pid}/status").read()
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert re.search(rf"{kind}:\t0+$", text, re.M), kind
+    holds = vm.inspect()["confinement"]
+    assert holds["capabilities"] is False
+    for name in holds["namespaces"]:
+        assert os.readlink(f"/proc/{vm.state.pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
 
 
 def test_the_worker_inherits_no_files(start, tmp_path):

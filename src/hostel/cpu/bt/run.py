@@ -187,10 +187,10 @@ from cython.cimports.posix.mman import (
 )
 
 from hostel.base.errors import MachineError, MemoryError_
-from hostel.cpu.bt.stubs import stub_names
-from hostel.cpu.bt.table import C
 from hostel.cpu.bt import verify as verifier
 from hostel.cpu.bt.stubs import layout as stub_layout
+from hostel.cpu.bt.stubs import stub_names
+from hostel.cpu.bt.table import C
 
 # What the monitor ran, by OpInfo.system; 0 stands for string instructions
 _monitored = {number: name[2:].lower() for name, number in C.items() if name.startswith("S_")} | {0: "string"}
@@ -411,7 +411,6 @@ class BtEngine:
         b: cython.pointer(Block) = cython.address(m.blocks[number])
         code: cython.p_char = cython.cast(cython.p_char, m.code)
         end: uint32_t = cython.cast(uint32_t, m.cold_free - m.code)
-        start: uint32_t = min(b.pad - PAD_MEM, b.entry_host, b.entry_mem)
         if number + 1 < m.n_blocks:
             end = m.blocks[number + 1].cold
         low: uint32_t = 1
@@ -428,7 +427,7 @@ class BtEngine:
             low += 1
         found: dict = b[0]
         found.update(
-            number=number, sites=sites, code=code[start : b.end], start=start, pad_mem=b.pad - PAD_MEM,
+            number=number, sites=sites, code=code[b.start : b.end], pad_mem=b.pad - PAD_MEM,
             cold_code=code[b.cold : end],
             table=TLB_USER if b.mode & MODE_USER else TLB_KERNEL_AC if b.mode & MODE_AC else TLB_KERNEL,
         )
