@@ -50,7 +50,8 @@ FIELDS = {
     "eflags": (8, READ | WRITE), "mode": (4, READ | WRITE), "cpl": (1, READ | WRITE), "irq_wait": (4, READ),
     "cr": (8, READ), "cr4": (8, READ), "table_mode": (4, READ), "kernel_gs_base": (8, READ | WRITE),
     "efer": (8, READ), "star": (8, READ), "lstar": (8, READ), "sfmask": (8, READ),
-    "n_insns": (8, READ | WRITE), "count_spill": (8, READ | WRITE), "fast_star": (8, READ), "fast_cs": (8, READ), "fast_ss": (8, READ),
+    "fast_star": (8, READ), "fast_cs": (8, READ), "fast_ss": (8, READ),
+    "n_insns": (8, READ | WRITE), "count_spill": (8, READ | WRITE),
 }  # fmt: skip
 
 STUBS = ("leave_mem", "leave_host", "miss", "miss_host", "look_up", "look_up_host")
