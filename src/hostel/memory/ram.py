@@ -11,10 +11,13 @@ import mmap
 
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint64_t
+from cython.cimports.posix.mman import mprotect
 
 from hostel.base.errors import MemoryError_
 
 PAGE = 4096
+GUARD = 2 << 20         # bytes of nothing before and behind a slot: what should miss its checks by a little faults
+PROT_NONE = 0
 MAP_NORESERVE = 0x4000  # missing from the mmap module; asm-generic/mman.h
 
 
@@ -43,11 +46,16 @@ class Ram:
                 raise MemoryError_(f"slot {gpa:#x}+{size:#x} overlaps another")
         try:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-            ram = mmap.mmap(-1, size, flags=flags)
+            guarded = mmap.mmap(-1, size + 2 * GUARD, flags=flags)
             code = mmap.mmap(-1, size // PAGE, flags=flags)
             dirty = mmap.mmap(-1, size // PAGE, flags=flags)
         except (OSError, OverflowError) as e:
             raise MemoryError_(f"the host cannot give {size >> 20} MiB of memory: {e}") from e
+        whole = _address(guarded)
+        for guard in (whole, whole + GUARD + size):
+            if mprotect(cython.cast(cython.p_void, cython.cast(cython.size_t, guard)), GUARD, PROT_NONE) != 0:
+                raise MemoryError_("the host cannot guard the memory")
+        ram = memoryview(guarded)[GUARD : GUARD + size]
         views = []
         for m in (ram, code, dirty):
             views.append(_address(m))

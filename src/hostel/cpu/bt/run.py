@@ -151,6 +151,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     X_GP,
     X_MF,
     X_NM,
+    X_PF,
     X_UD,
     X_XM,
     VCpu,
@@ -216,7 +217,12 @@ def _on_signal(signum: cython.int, info: cython.pointer(siginfo_t), context: cyt
         pc = cython.cast(uint64_t, uc.uc_mcontext.gregs[REG_RIP]) - cython.cast(uint64_t, m.run)
         if pc < m.code_size:
             f = find_fault(m, cython.cast(uint32_t, pc))
-            if f != cython.NULL:
+            # a page fault is a kick: a guest's access that its check let through doesn't fault, or is a bug of ours
+            if f != cython.NULL and (
+                uc.uc_mcontext.gregs[REG_TRAPNO] != X_PF
+                or m.sites[f.site].kind == SK_POLL
+                or m.sites[f.site].kind == SK_POLL_S1
+            ):
                 c.site = f.site
                 c.exit_code = cython.cast(uint32_t, uc.uc_mcontext.gregs[REG_TRAPNO])
                 uc.uc_mcontext.gregs[REG_RIP] = cython.cast(

@@ -51,7 +51,7 @@ FIELDS = {
     "cr": (8, READ), "cr4": (8, READ), "table_mode": (4, READ), "kernel_gs_base": (8, READ | WRITE),
     "efer": (8, READ), "star": (8, READ), "lstar": (8, READ), "sfmask": (8, READ),
     "fast_star": (8, READ), "fast_cs": (8, READ), "fast_ss": (8, READ),
-    "n_insns": (8, READ | WRITE), "count_spill": (8, READ | WRITE),
+    "n_insns": (8, READ | WRITE), "count_spill": (8, READ | WRITE), "pc_page": (8, READ | WRITE),
 }  # fmt: skip
 
 STUBS = ("leave_mem", "leave_host", "miss", "miss_host", "look_up", "look_up_host")
@@ -81,6 +81,7 @@ class Layout:
         for name, entries in (("tag_r", "tlb"), ("tag_w", "tlb"), ("page", "tlb"), ("jump_cache", "jump")):
             for number, start in enumerate(offsets[name]):
                 self.tables.append((start, start + 8 * sizes[entries], name, number))
+        self.tables.append((offsets["jump_pc"], offsets["jump_pc"] + 8 * sizes["jump"], "jump_pc", 0))
         self.tlb_mask = sizes["tlb"] - 1
         self.check_length = sizes["check"]
         self.pads = (0, -sizes["pad"] & M64)     # from what a jump cache holds to where it may be entered
