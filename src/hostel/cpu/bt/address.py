@@ -35,6 +35,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
 )
 from cython.cimports.hostel.cpu.bt.flags import clobber
 from cython.cimports.hostel.cpu.bt.insn import FS, GS, O_ALIGNED, P_LOCK, P_VEX, REG_NONE, REG_RIP, SS
+from cython.cimports.hostel.cpu.bt.stack import settle_stack
 from cython.cimports.hostel.cpu.bt.stubs import off
 from cython.cimports.hostel.cpu.bt.translation import (
     CHECK_LENGTH,
@@ -49,7 +50,7 @@ from cython.cimports.hostel.cpu.bt.translation import (
     Window,
 )
 from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, MODE_DEBUG, MODE_FLAT, TLB_SIZE
-from cython.cimports.hostel.cpu.bt.windows import find_window
+from cython.cimports.hostel.cpu.bt.windows import disturbed, find_window
 from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
@@ -167,10 +168,13 @@ def check_access(t, i, a, size, access):
     w: cython.pointer(Window) = find_window(t, i, a, size, access, cython.address(disp))
     if w != cython.NULL:
         number: cython.int = cython.cast(cython.int, w - cython.address(t.windows[0]))
-        if t.in_s1 != number:
+        if t.in_s1 == number:
+            return disp
+        if w.kept:
             gs_load(e, S1, off.window + 8 * w.slot)
             t.in_s1 = number
-        return disp
+            return disp
+    settle_stack(t)
     clobber(t, t.live[i])
     address_to_s1(t, a)
     site: uint32_t = add_site(t.m, SK_MEM, t.insns[i].pc, t.block)
@@ -215,7 +219,9 @@ def check_windows(t, i):
             s.extra |= SITE_EARLY
         s.host = cython.cast(uint32_t, e.p - t.m.code)
         _look_up(t, cython.address(w.address), site, w.span, w.access, COLD_WINDOW)
-        gs_store(e, off.window + 8 * w.slot, S1)
+        w.kept = disturbed(t, k)
+        if w.kept:
+            gs_store(e, off.window + 8 * w.slot, S1)
         t.in_s1 = k
 
 

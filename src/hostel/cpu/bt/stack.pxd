@@ -11,3 +11,5 @@ cdef void gen_push(Translation* t, int i) noexcept nogil
 cdef void gen_pop(Translation* t, int i) noexcept nogil
 cdef void gen_indirect(Translation* t, int i, bint call) noexcept nogil
 cdef void gen_ret(Translation* t, int i) noexcept nogil
+cdef void move_stack(Translation* t, int64_t amount) noexcept nogil
+cdef void settle_stack(Translation* t) noexcept nogil

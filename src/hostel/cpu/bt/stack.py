@@ -32,6 +32,18 @@ from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, ACCESS_WRITE
 from cython.cimports.libc.stdint import int32_t, int64_t, uint32_t
 
 
+def move_stack(t, amount):
+    """Move rsp, once with what comes next where that doesn't look at it."""
+    t.moved += amount
+
+
+def settle_stack(t):
+    """Have rsp be what it is."""
+    if t.moved:
+        lea(cython.address(t.e), t.stack_size, 4, 4, REG_NONE, 0, t.moved)
+        t.moved = 0
+
+
 def push_value(t, i, size, source, imm):
     """Push host register `source` (not s1), guest r14/r15 by number, or a constant: an immediate, or code's address."""
     e: cython.pointer(Code) = cython.address(t.e)
@@ -57,7 +69,7 @@ def push_value(t, i, size, source, imm):
             gs_load(e, S2, off.r[source])
             source = S2
         op_mem(e, 0, size, 0x89, source, S1, disp)
-    lea(e, t.stack_size, 4, 4, REG_NONE, 0, -size)
+    move_stack(t, -size)
 
 
 def fits32(imm):
@@ -78,7 +90,7 @@ def gen_push(t, i):
         disp = check_access(t, i, cython.address(a), insn.opsize, ACCESS_WRITE)
         gs_load(e, S2, off.scratch + 16)
         op_mem(e, 0, insn.opsize, 0x89, S2, S1, disp)
-        lea(e, t.stack_size, 4, 4, REG_NONE, 0, -cython.cast(int64_t, insn.opsize))
+        move_stack(t, -cython.cast(int64_t, insn.opsize))
     elif insn.imm_size:
         push_value(t, i, insn.opsize, PUSH_IMM, insn.imm)
     else:
@@ -101,7 +113,7 @@ def gen_pop(t, i):
         disp = check_access(t, i, cython.address(a), size, ACCESS_WRITE)
         gs_load(e, S2, off.scratch + 16)
         op_mem(e, 0, size, 0x89, S2, S1, disp)
-        lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
+        move_stack(t, size)
         return
     if insn.rm == 4:
         lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
@@ -113,10 +125,10 @@ def gen_pop(t, i):
             gs_op(e, 2, 0x89, S1, off.r[insn.rm])
         else:
             gs_store(e, off.r[insn.rm], S1)
-        lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
+        move_stack(t, size)
     else:
         op_mem(e, 0, size, 0x8B, insn.rm, S1, disp)
-        lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
+        move_stack(t, size)
 
 
 def gen_indirect(t, i, call):
@@ -141,6 +153,7 @@ def gen_indirect(t, i, call):
         gs_store(e, off.scratch + 16, S1)
         push_value(t, i, size, PUSH_PC, cut(t, insn.pc + insn.length, size))
         gs_load(e, S1, off.scratch + 16)
+        settle_stack(t)
     exit_s1(t)
 
 
@@ -151,5 +164,6 @@ def gen_ret(t, i):
     a: Address
     stack_address(t, 0, cython.address(a))
     load(e, size, S1, check_access(t, i, cython.address(a), size, ACCESS_READ))
-    lea(e, t.stack_size, 4, 4, REG_NONE, 0, size + cython.cast(int64_t, insn.imm if insn.imm_size else 0))
+    move_stack(t, size + cython.cast(int64_t, insn.imm if insn.imm_size else 0))
+    settle_stack(t)
     exit_s1(t)

@@ -9,6 +9,7 @@ cdef uint32_t translate(Cache* m, VCpu* c, uint64_t gpa, uint32_t mode) noexcept
 cdef int memory_size(Insn* insn, OpInfo* info) noexcept nogil
 cdef bint may_fault(Insn* insn, OpInfo* info) noexcept nogil
 cdef void note_fault(Translation* t, Insn* insn, OpInfo* info) noexcept nogil
+cdef bint reads(const OpInfo* info, int reg, int rm, int vvvv, int r) noexcept nogil
 cdef bint writes(const OpInfo* info, int reg, int rm, int vvvv, int r) noexcept nogil
 cdef void gen_native(Translation* t, int i) noexcept nogil
 cdef void gen_lea(Translation* t, Insn* insn) noexcept nogil

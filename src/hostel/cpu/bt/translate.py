@@ -145,13 +145,23 @@ from cython.cimports.hostel.cpu.bt.insn import (
     S_SYSEXIT,
     S_SYSRET,
     U_BYTE,
+    U_R,
     U_W,
     Insn,
     OpInfo,
 )
 from cython.cimports.hostel.cpu.bt.leave import cold_code, cut, exit_to, leave, monitor_site, poll, same_page, side_exit
 from cython.cimports.hostel.cpu.bt.mmu import lookup_exec, protect_page, raise_error
-from cython.cimports.hostel.cpu.bt.stack import PUSH_PC, fits32, gen_indirect, gen_pop, gen_push, gen_ret, push_value
+from cython.cimports.hostel.cpu.bt.stack import (
+    PUSH_PC,
+    fits32,
+    gen_indirect,
+    gen_pop,
+    gen_push,
+    gen_ret,
+    push_value,
+    settle_stack,
+)
 from cython.cimports.hostel.cpu.bt.stubs import align, off, vectors
 from cython.cimports.hostel.cpu.bt.system import feature_present
 from cython.cimports.hostel.cpu.bt.translation import (
@@ -190,7 +200,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     X_NM,
     X_UD,
 )
-from cython.cimports.hostel.cpu.bt.windows import plan
+from cython.cimports.hostel.cpu.bt.windows import ignores_stack, plan
 from cython.cimports.hostel.memory.ram import Slot
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
@@ -242,6 +252,13 @@ def writes(info, reg, rm, vvvv, r):
     return (info.vvvv_use & U_W) != 0 and vvvv == r
 
 
+def reads(info, reg, rm, vvvv, r):
+    """Whether the instruction reads guest register r through one of its fields."""
+    if info.reg_use & U_R and reg == r or info.rm_use & U_R and rm == r:
+        return True
+    return (info.vvvv_use & U_R) != 0 and vvvv == r
+
+
 def gen_native(t, i):
     insn: cython.pointer(Insn) = cython.address(t.insns[i])
     info: cython.pointer(OpInfo) = cython.address(table[insn.op])
@@ -254,21 +271,10 @@ def gen_native(t, i):
     if not memory:
         before_op(t, i)
         # r14 and r15 come to the host registers of the same name: the encoding need not change
-        in14: cython.bint = False
-        in15: cython.bint = False
-        if insn.has_modrm and info.reg_use:
-            in14 = in14 or reg == 14
-            in15 = in15 or reg == 15
-        if info.rm_use:
-            in14 = in14 or rm == 14
-            in15 = in15 or rm == 15
-        if info.vvvv_use:
-            in14 = in14 or vvvv == 14
-            in15 = in15 or vvvv == 15
-        if in14:
+        if reads(info, reg, rm, vvvv, 14):
             t.in_s1 = -1
             gs_load(e, 14, off.r[14])
-        if in15:
+        if reads(info, reg, rm, vvvv, 15):
             gs_load(e, 15, off.r[15])
         if may_fault(insn, info):
             note_fault(t, insn, info)
@@ -279,9 +285,10 @@ def gen_native(t, i):
         if upper:
             vectors(e, False, 8)
         after_op(t, i)
-        if in14 and writes(info, reg, rm, vvvv, 14):
+        if writes(info, reg, rm, vvvv, 14):
+            t.in_s1 = -1
             gs_store(e, off.r[14], 14)
-        if in15 and writes(info, reg, rm, vvvv, 15):
+        if writes(info, reg, rm, vvvv, 15):
             gs_store(e, off.r[15], 15)
         return
     operand_address(t, insn, cython.address(a))
@@ -302,7 +309,8 @@ def gen_native(t, i):
     hv: cython.int = vvvv
     if info.reg_use and reg >= 14:
         hreg = S2
-        gs_load(e, S2, off.r[reg])
+        if info.reg_use & U_R or (info.vvvv_use and reg == vvvv):
+            gs_load(e, S2, off.r[reg])
     if info.vvvv_use and vvvv >= 14:
         if hreg == S2 and reg == vvvv:
             hv = S2
@@ -337,6 +345,9 @@ def gen_lea(t, insn):
         if a.index < 16:
             guest_reg(e, a.index)
         lea(e, insn.opsize, insn.reg, a.base, a.index, a.scale, a.disp)
+        return
+    if insn.reg < 14 and a.base == REG_RIP and a.size == 8 and insn.opsize == 8:
+        mov_ri(e, insn.reg, a.rip + cython.cast(uint64_t, a.disp))
         return
     offset_to_s1(t, cython.address(a))
     write_reg(e, insn.opsize, insn.reg, S1)
@@ -491,6 +502,7 @@ def generate(t, i):
     elif kind == K_CALL:
         size = 8 if t.code64 else insn.opsize
         push_value(t, i, size, PUSH_PC, cut(t, next_pc, size))
+        settle_stack(t)
         target = branch(t, insn)
         exit_to(t, target, target <= insn.pc, False)
         t.done = True
@@ -722,6 +734,7 @@ def translate(m, c, gpa, mode):
     t.done = False
     t.next_crosses = False
     t.head = 0
+    t.moved = 0
     protect(m, gpa)
     fetch(m, gpa & ~cython.cast(uint64_t, 4095), page, 4096)
     limit = 1 if t.single else MAX_INSNS
@@ -837,10 +850,13 @@ def translate(m, c, gpa, mode):
         t.starts[i] = cython.cast(uint32_t, e.p - m.code)
         if mode & MODE_COUNT and (i == 0 or may_leave(cython.address(t.insns[i - 1]))):
             count(t, i)
+        if t.moved and not ignores_stack(t, i):
+            settle_stack(t)
         check_windows(t, i)
         generate(t, i)
         i += 1
     if not t.done:
+        settle_stack(t)
         exit_to(t, t.next_pc, False, t.next_crosses)
     b.end = cython.cast(uint32_t, e.p - m.code)
     m.free = e.p

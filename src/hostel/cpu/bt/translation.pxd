@@ -64,6 +64,7 @@ cdef struct Window:
     int first_access
     bint second                  # it is its instruction's second: what the first raises comes first
     bint stack
+    bint kept                    # its host address is put into VCpu.window, as s1 is used for other things in between
 
 cdef enum:
     COLD_WINDOW = 5              # a window's check that failed
@@ -155,6 +156,7 @@ cdef struct Translation:         # one block in the making
     uint32_t n_values
     Window windows[MAX_WINDOWS]
     int n_windows
+    int64_t moved                # what the guest's rsp is to be moved by before anything looks at it
     int in_s1                    # the window whose host address is in s1, or -1
     Cold cold[MAX_COLD]
     int n_cold

@@ -10,5 +10,9 @@ cdef void plan(Translation* t) noexcept nogil
 cdef Window* find_window(Translation* t, int i, Address* a, int size, int access, int* disp) noexcept nogil
 # Whether no access of instruction i needs a check of its own.
 cdef bint covered(Translation* t, int i) noexcept nogil
+# Whether s1 is used for something else between a window's check and its last use.
+cdef bint disturbed(Translation* t, int number) noexcept nogil
+# Whether the stack pointer need not be exact for instruction i.
+cdef bint ignores_stack(Translation* t, int i) noexcept nogil
 # Whether a window is checked before instruction i.
 cdef bint checked_at(Translation* t, int i) noexcept nogil

@@ -51,7 +51,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
     Insn,
     OpInfo,
 )
-from cython.cimports.hostel.cpu.bt.translate import memory_size
+from cython.cimports.hostel.cpu.bt.translate import may_fault, memory_size, refused
 from cython.cimports.hostel.cpu.bt.translation import (
     EA_PLAIN,
     MAX_WINDOWS,
@@ -447,3 +447,69 @@ def plan(t):
             w.slot = _free_slot(t, w.point, w.last)
             if w.slot >= 0:
                 t.n_windows += 1
+
+
+def disturbed(t, number):
+    a: Address[2]
+    size: cython.int[2]
+    access: cython.int[2]
+    disp: cython.int = 0
+    w: cython.pointer(Window) = cython.address(t.windows[number])
+    used: cython.pointer(Window)
+    here: cython.bint = True  # in s1
+    i: cython.int = w.point
+    k: cython.int
+    n: cython.int
+    while i <= w.last:
+        insn: cython.pointer(Insn) = cython.address(t.insns[i])
+        info: cython.pointer(OpInfo) = cython.address(table[insn.op])
+        for k in range(t.n_windows):
+            if t.windows[k].point == i and (k > number or i > w.point):
+                here = False
+        n = _operands(t, i, a, size, access)
+        for k in range(n):
+            used = find_window(t, i, cython.address(a[k]), size[k], access[k], cython.address(disp))
+            if used != w:
+                here = False
+            elif not here:
+                return True
+        k = info.kind
+        if k == K_NATIVE:
+            if insn.mod == 3 and (insn.reg == 14 or insn.rm == 14 or insn.vvvv == 14):
+                here = False
+        elif k == K_LEA:
+            if insn.base >= 14 or insn.index == 14 or insn.reg >= 14:
+                here = False
+        elif k == K_POP:
+            if insn.rm >= 14:
+                here = False
+        elif k == K_JCC or k == K_JMP:
+            if not t.follows[i] or k == K_JMP:
+                here = False
+        elif k != K_PUSH and k != K_NOP:
+            here = False
+        i += 1
+    return False
+
+
+def ignores_stack(t, i):
+    insn: cython.pointer(Insn) = cython.address(t.insns[i])
+    info: cython.pointer(OpInfo) = cython.address(table[insn.op])
+    k: cython.int = info.kind
+    memory: cython.bint = insn.has_modrm and insn.mod != 3
+    if t.single or checked_at(t, i) or refused(t, insn, info) >= 0:
+        return False
+    if k == K_NOP:
+        return True
+    if k == K_LEA:
+        return insn.base != 4 and insn.reg != 4
+    if k == K_PUSH or k == K_POP:
+        return not memory and covered(t, i) and (insn.imm_size != 0 or insn.rm != 4)
+    if k == K_RET or k == K_CALL:
+        return covered(t, i)
+    if k != K_NATIVE or may_fault(insn, info) or (info.implicit_r | info.implicit_w) & 16 or not covered(t, i):
+        return False
+    return not (
+        (info.reg_use and insn.reg == 4) or (info.rm_use and insn.rm == 4 and not memory)
+        or (info.vvvv_use and insn.vvvv == 4)
+    )  # fmt: skip
