@@ -58,10 +58,13 @@ cdef inline int second_index(uint64_t va) noexcept nogil:
     return <int>(<uint32_t>((<uint32_t>va >> 12) * <uint32_t>0x9E3779B1) >> 22)
 # Writes to guest-physical page `gpa` must be seen again (it now holds translated code): drop tag_w of entries for that host page.
 # Any thread may call it, after it has set slot.code[page] (lookup looks at that again after it fills an entry).
-cdef void protect_page(VCpu* c, uint8_t* host_page) noexcept nogil
+cdef bint protect_page(VCpu* c, uint8_t* host_page) noexcept nogil
 
 # The hook by which mmu tells the code cache of a write to a page that holds translated code (set by run.py):
 cdef void (*on_code_write)(VCpu* c, uint64_t gpa, int size) noexcept nogil
+# Behind every write by the monitor that didn't go through a TLB: tell it if the page holds code. Behind, so that no
+# other vCPU translates the old bytes in between.
+cdef void code_written(VCpu* c, Slot* slot, uint64_t gpa, int size) noexcept nogil
 
 # ---- pieces for the monitor's own modules
 cdef int table_for(VCpu* c, int cpl) noexcept nogil              # the table of explicit accesses at that CPL

@@ -576,12 +576,17 @@ def write_table(c, va, buffer, size, table):
             slot = find_slot(c, gpa[i])
             if slot != cython.NULL and not slot.readonly:
                 offset = gpa[i] - slot.gpa
-                if slot.code[offset >> 12] and on_code_write != cython.NULL:
-                    on_code_write(c, gpa[i], length[i])
                 slot.dirty[offset >> 12] = 1
                 _copy(slot.host + offset, source, length[i])
+                code_written(c, slot, gpa[i], length[i])
         source += length[i]
     return 0
+
+
+def code_written(c, slot, gpa, size):
+    full_fence()  # a translation that doesn't see the bytes has marked the page before (protect_page)
+    if slot.code[(gpa - slot.gpa) >> 12] and on_code_write != cython.NULL:
+        on_code_write(c, gpa, size)
 
 
 def read_linear(c, va, buffer, size, system):
@@ -606,11 +611,9 @@ def write_physical(c, gpa, buffer, size):
     slot: cython.pointer(Slot) = find_slot(c, gpa)
     if slot == cython.NULL or slot.readonly:
         return -1
-    page: uint64_t = (gpa - slot.gpa) >> 12
-    if slot.code[page] and on_code_write != cython.NULL:
-        on_code_write(c, gpa, size)
-    slot.dirty[page] = 1
+    slot.dirty[(gpa - slot.gpa) >> 12] = 1
     memcpy(slot.host + (gpa - slot.gpa), buffer, size)
+    code_written(c, slot, gpa, size)
     return 0
 
 
@@ -847,13 +850,16 @@ def jump_cache_insert(c, table, pc, host):
 @cython.exceptval(check=False)
 def _protect_listed(
     c: cython.pointer(VCpu), table: cython.int, page: uint64_t, listed: cython.pointer(uint16_t), count: cython.int
-) -> cython.void:
+) -> cython.bint:
     i: cython.int
     k: cython.int
+    found: cython.bint = False
     for i in range(count):
         k = listed[i]
-        if c.page[table][k] == page:
+        if c.page[table][k] == page and c.tag_w[table][k] != empty_tag(k):
             c.tag_w[table][k] = empty_tag(k)
+            found = True
+    return found
 
 
 def protect_page(c, host_page):
@@ -862,10 +868,13 @@ def protect_page(c, host_page):
     t: cython.int
     i: cython.int
     page: uint64_t = cython.cast(uint64_t, host_page) & ~0xFFF
+    found: cython.bint = False
     full_fence()
     for t in range(TLB_COUNT):
-        _protect_listed(c, t, page, c.tlb_local[t], c.tlb_local_count[t])
-        _protect_listed(c, t, page, c.tlb_global[t], c.tlb_global_count[t])
+        found |= _protect_listed(c, t, page, c.tlb_local[t], c.tlb_local_count[t])
+        found |= _protect_listed(c, t, page, c.tlb_global[t], c.tlb_global_count[t])
     for i in range(SECOND_SIZE):
-        if c.second_page[i] == page:
+        if c.second_page[i] == page and c.second_write[i]:
             c.second_write[i] = 0
+            found = True
+    return found

@@ -5,7 +5,7 @@ far in ``mmio_answer``. Writes to devices are queued in ``mmio_pending`` until t
 """
 
 import cython
-from cython.cimports.hostel.cpu.bt.mmu import find_slot, lookup, on_code_write, raise_segment
+from cython.cimports.hostel.cpu.bt.mmu import code_written, find_slot, lookup, raise_segment
 from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, ACCESS_WRITE, MODE_LONG
 from cython.cimports.hostel.cpu.bt.x86 import canonical
 from cython.cimports.hostel.cpu.engine import EXIT_MMIO
@@ -120,10 +120,9 @@ def write_pieces(c, va, source, size, tlb):
             if slot == cython.NULL:
                 device_write(c, gpa, source, n)
             elif not slot.readonly:
-                if slot.code[(gpa - slot.gpa) >> 12]:
-                    on_code_write(c, gpa, n)
                 slot.dirty[(gpa - slot.gpa) >> 12] = 1
                 memcpy(slot.host + (gpa - slot.gpa), source, n)
+                code_written(c, slot, gpa, n)
         va += n
         if not c.mode & MODE_LONG:
             va = cython.cast(uint32_t, va)

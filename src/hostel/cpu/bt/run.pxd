@@ -125,6 +125,7 @@ cdef class BtVcpu(Vcpu):
     cdef bint events(self) noexcept nogil
     cdef void relocate(self) noexcept nogil
     cdef void pop_mmio(self) noexcept nogil
+    cdef void hold(self) noexcept nogil
     cdef void release(self) noexcept nogil
     cdef int find_block(self) noexcept nogil
     cdef void renew(self) noexcept nogil

@@ -980,6 +980,12 @@ class BtVcpu(Vcpu):
             c.mmio_pending_size[i] = c.mmio_pending_size[i + 1]
         self.irq_check = True
 
+    def hold(self):
+        """Nobody else runs until the instruction is done."""
+        pthread_mutex_lock(cython.address(self.m.lock))
+        stop_world(self.m, self.c)
+        self.held = True
+
     def release(self):
         self.held = False
         resume_world(self.m)
@@ -1214,6 +1220,10 @@ class BtVcpu(Vcpu):
             slot = find_slot(c, gpa)
             if slot != cython.NULL and not slot.readonly and not s.extra & SITE_STRING:
                 # a page with translations: drop those that it overwrites, then let it write
+                if m.n_vcpus > 1 and not self.held:
+                    # nobody may translate the old bytes before the write is done
+                    self.hold()
+                    return self.alone()
                 c.n_smc += 1
                 if slot.code[(gpa - slot.gpa) >> 12] and invalidate(m, c, gpa, s.size) and not alone:
                     if m.generation != self.generation or m.blocks[s.block].dead:
@@ -1226,9 +1236,7 @@ class BtVcpu(Vcpu):
         if (devices or s.access != ACCESS_READ or s.extra & SITE_STRING) and not alone:
             if s.extra & SITE_ATOMIC and m.n_vcpus > 1 and not self.held:
                 # an atomic access that the host can't make atomic: nobody else runs meanwhile
-                pthread_mutex_lock(cython.address(m.lock))
-                stop_world(m, c)
-                self.held = True
+                self.hold()
             return self.alone()
         return self.staged()
 

@@ -30,4 +30,4 @@ cdef void keep_page(Translation* t, uint64_t pc) noexcept nogil
 cdef bint follow(Translation* t, Insn* insn) noexcept nogil
 cdef Slot* find_slot(Cache* m, uint64_t gpa) noexcept nogil
 cdef void fetch(Cache* m, uint64_t gpa, uint8_t* buffer, int size) noexcept nogil
-cdef void protect(Cache* m, uint64_t gpa) noexcept nogil
+cdef void protect(Cache* m, VCpu* me, uint64_t gpa) noexcept nogil

@@ -44,6 +44,8 @@ from cython.cimports.hostel.cpu.bt.cache import (
     block_pc,
     enlist,
     is_break,
+    resume_world,
+    stop_world,
 )
 from cython.cimports.hostel.cpu.bt.decode import decode, table
 from cython.cimports.hostel.cpu.bt.emit import (
@@ -640,17 +642,22 @@ def fetch(m, gpa, buffer, size):
         memcpy(buffer, slot.host + (gpa - slot.gpa), size)
 
 
-def protect(m, gpa):
+def protect(m, me, gpa):
     slot: cython.pointer(Slot) = find_slot(m, gpa)
     i: cython.int
     page: uint64_t
+    others: cython.bint = False
     if slot == cython.NULL:
         return
     page = (gpa - slot.gpa) >> 12
     if not slot.code[page]:
         slot.code[page] = 1
         for i in range(m.n_vcpus):
-            protect_page(m.vcpus[i], slot.host + (page << 12))
+            if protect_page(m.vcpus[i], slot.host + (page << 12)) and m.vcpus[i] != me:
+                others = True
+        if others:  # one may be between its check and its write
+            stop_world(m, me)
+            resume_world(m)
 
 
 def landing_pads(t, pc):
@@ -735,7 +742,7 @@ def translate(m, c, gpa, mode):
     t.next_crosses = False
     t.head = 0
     t.moved = 0
-    protect(m, gpa)
+    protect(m, c, gpa)
     fetch(m, gpa & ~cython.cast(uint64_t, 4095), page, 4096)
     limit = 1 if t.single else MAX_INSNS
     low: cython.int = at
@@ -757,7 +764,7 @@ def translate(m, c, gpa, mode):
             if lookup_exec(c, next_page, cython.address(gpa2)):
                 return 0
             gpa2 &= ~cython.cast(uint64_t, 4095)
-            protect(m, gpa2)
+            protect(m, c, gpa2)
             fetch(m, gpa2, page + 4096, 16)
             length = decode(insn, page + at, 4096 - at + 15, pc, code)
         if not t.code64 and length > 0 and pc + length - 1 > c.seg[CS].limit:
