@@ -349,7 +349,7 @@ def gen_lea(t, insn):
         lea(e, insn.opsize, insn.reg, a.base, a.index, a.scale, a.disp)
         return
     if insn.reg < 14 and a.base == REG_RIP and a.size == 8 and insn.opsize == 8:
-        mov_ri(e, insn.reg, a.rip + cython.cast(uint64_t, a.disp))
+        guest_pc(t, insn.reg, a.rip + cython.cast(uint64_t, a.disp))
         return
     offset_to_s1(t, cython.address(a))
     write_reg(e, insn.opsize, insn.reg, S1)
