@@ -1,10 +1,12 @@
 """Translating blocks of guest code to host code.
 
-A block is a run of instructions up to an unconditional transfer, the end of the page or 48 instructions, with side
-exits at conditional branches. Guest registers live in the host's of the same name but for r14 and r15, which live in
+A block is a run of instructions up to a call, a return, an indirect jump, the end of the page or 48 instructions, with
+side exits at conditional branches. Direct jumps within the page are followed, and a loop that comes back to the block's
+start is unrolled. Guest registers live in the host's of the same name but for r14 and r15, which live in
 ``VCpu.r`` and give their host registers as scratch (s1, s2); rsp is the guest's too. Most instructions run as
 themselves (``native``) with their memory operand replaced by [s1], after s1 was turned from a linear address into a
-host address by an inline TLB look-up: one compare checks page, permission and page crossing.
+host address by an inline TLB look-up: one compare checks page, permission and page crossing. Accesses at a known
+distance from each other share one (windows.py).
 
 Flags. The guest's arithmetic flags live in the host's where nothing in between needs those; an address check does, so
 flags that are live there are first put away (lahf/seto form in ``flags_saved``) and fetched again by the next
@@ -12,10 +14,10 @@ instruction that reads or merges them. Liveness is computed backwards over the b
 Where flags are dead at a fault, the arithmetic bits of the EFLAGS image pushed for it are whatever they happen to be
 (docs/decisions.md).
 
-Transfers. Within the page: direct jumps, linked when the target is first reached, flags in the host's or put away,
-whichever they are (two entries). Across pages and indirect: through the jump cache, a table of landing pads hashed by
-target; flags are always put away, and the pad checks that it is the right one. The jump cache is emptied whenever
-mappings change.
+Transfers. Within the page: direct jumps, linked when the target is first reached. Across pages and indirect: through the
+jump cache, a table of landing pads by the target's low bits; the pad checks that it is the right one. The jump cache is
+emptied whenever mappings change. Either way flags are in the host's or put away, whichever they are: there are two
+entries and two pads. The pad for flags in the host's compares by LEA and JRCXZ, which leave them alone.
 
 Interrupts. At backward and indirect transfers translated code reads through ``VCpu.poll``; a kick stores 0 there, and
 the read faults. The site that belongs to the faulting host instruction tells where the guest is.
