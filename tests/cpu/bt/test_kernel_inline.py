@@ -8,7 +8,8 @@ from hostel.cpu.bt.run import BtEngine
 from hostel.memory.ram import Ram
 
 CODE, DATA = 0xFFFFFFFF80000000, 0xFFFFFFFF80500000
-FSGSBASE, SMAP, LINUX_CR4 = 0x10000, 0x200000, 0x620
+FSGSBASE, SMAP, PGE, LINUX_CR4 = 0x10000, 0x200000, 0x80, 0x620
+GLOBAL = 0x100  # a page's
 FS_BASE, GS_BASE = 0xC0000100, 0xC0000101
 
 CONTROL = "mov rax, cr0; mov r14, cr2; mov rcx, cr3; mov r15, cr4; int3"
@@ -61,11 +62,12 @@ SAVES = """
 """
 
 
-def machine(program: str, cr4: int, flags: int = 2):
+def machine(program: str, cr4: int, flags: int = 2, space_flags: int = P | W, also: int = 0):
     ram = Ram()
     ram.add(0, 16 << 20)
     space = Space(ram)
-    space.map(CODE, 0x202000, 0x1000, P | W)
+    for place in (CODE, also) if also else (CODE,):
+        space.map(place, 0x202000, 0x1000, space_flags)
     space.map(DATA, 0x203000, 0x2000, P | W)
     ram.write(0x202000, assemble(program, CODE, runtime=False))
     vcpu = BtEngine(ram, 1).vcpus[0]
@@ -114,3 +116,32 @@ def test_what_comes_to_the_monitor():
     # INT3, STD and CLD where DF changes, and STAC and CLAC as long as the other mode's table has no mode yet
     assert set(monitor) <= {"int3", "clac", "stac", "cld", "std"}, monitor
     assert monitor.get("clac", 0) <= 1 and monitor.get("cld", 0) <= 1
+
+
+def test_jumps_to_global_pages_survive_a_change_of_cr3():
+    """Two targets that share an entry of the jump cache: the second one's entries stay too."""
+    other = CODE + 0x10000
+    program = f"""
+        mov ebp, 200
+    again:
+        mov rax, {CODE + 0x800:#x}
+        call rax
+        mov rax, {other + 0x800:#x}
+        call rax
+        mov rax, cr3
+        mov cr3, rax
+        dec ebp
+        jnz again
+        int3
+        .org 0x800
+        inc ebx
+        ret
+    """
+    misses = []
+    for flags in (P | W, P | W | GLOBAL):
+        ram, vcpu = machine(program, LINUX_CR4 | PGE, space_flags=flags, also=other)
+        vcpu.run_py()
+        assert vcpu.take_exception()[0] == 3
+        assert vcpu.save_state().registers[3] & 0xFFFFFFFF == 400
+        misses.append(vcpu.statistics()["exits"]["miss"])
+    assert misses[1] < 20 < 400 <= misses[0], misses

@@ -24,6 +24,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_WRITE,
     FL_AC,
     ITLB_SIZE,
+    JUMP_SECOND,
     JUMP_SIZE,
     MODE_CODE64,
     SECOND_SIZE,
@@ -668,7 +669,12 @@ def _flush_jumps(c: cython.pointer(VCpu), keep_global: cython.bint) -> cython.vo
     t: cython.int
     i: cython.int
     k: cython.int
-    c.jump_generation += 1
+    if keep_global:
+        for i in range(c.second_local_count):
+            c.second_key[c.second_local[i]] = NO_KEY
+    else:
+        c.jump_generation += 1
+    c.second_local_count = 0
     for t in range(TLB_COUNT):
         for i in range(c.jump_local_count[t]):
             k = c.jump_local[t][i]
@@ -823,14 +829,34 @@ def flush_page(c, va):
         _flush_jumps(c, va >> 63 == 0)
 
 
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _is_global_target(c: cython.pointer(VCpu), table: cython.int, pc: uint64_t) -> cython.bint:
+    """Only targets in the upper half count as global, so that flush_page need not look at the kernel's jumps, which
+    are many, for an address in the lower half."""
+    i: cython.int = cython.cast(cython.int, (pc >> 12) & (ITLB_SIZE - 1))
+    return pc >> 63 != 0 and c.itlb_va[table][i] == pc & ~0xFFF and c.itlb_global[table][i] != 0
+
+
+def second_insert(c, table, pc, host):
+    k: cython.int = second_hash(pc)  # noqa: F821, ours, inline in the .pxd
+    if not _is_global_target(c, table, pc):
+        if c.second_local_count == JUMP_SECOND:
+            flush_jumps(c)
+        c.second_local[c.second_local_count] = cython.cast(uint16_t, k)
+        c.second_local_count += 1
+    c.second_pc[k] = pc
+    c.second_key[k] = cython.cast(uint64_t, c.jump_generation) << 32 | c.mode
+    c.second_host[k] = host
+
+
 def jump_cache_insert(c, table, pc, host):
     k: cython.int = jump_hash(pc)  # noqa: F821, ours, inline in the .pxd
-    i: cython.int = cython.cast(cython.int, (pc >> 12) & (ITLB_SIZE - 1))
     bit: uint64_t = _jump_bit(pc)
     listed: cython.int = c.jump_listed[table][k]
-    # Only targets in the upper half count as global, so that flush_page need not look at the kernel's jumps, which
-    # are many, for an address in the lower half.
-    if pc >> 63 and c.itlb_va[table][i] == pc & ~0xFFF and c.itlb_global[table][i] and not listed & 1:
+    if _is_global_target(c, table, pc) and not listed & 1:
         if not listed & 2:
             c.jump_global[table][c.jump_global_count[table]] = cython.cast(uint16_t, k)
             c.jump_global_count[table] += 1

@@ -102,12 +102,13 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     note_watched,
     raise_error,
     raise_exception,
+    second_insert,
 )
 from cython.cimports.hostel.cpu.bt.msr import tell_of_stop, update_kvmclock
 from cython.cimports.hostel.cpu.bt.piecewise import peek, read_pieces, stage, writable, write_pieces
 from cython.cimports.hostel.cpu.bt.segment import update_mode
 from cython.cimports.hostel.cpu.bt.strings import STRING_ASK, STRING_DONE, STRING_MORE, run_string
-from cython.cimports.hostel.cpu.bt.stubs import prepare, second_hash
+from cython.cimports.hostel.cpu.bt.stubs import prepare
 from cython.cimports.hostel.cpu.bt.system import (
     SYS_EXCEPTION,
     SYS_EXIT,
@@ -1086,10 +1087,7 @@ class BtVcpu(Vcpu):
                 c.table_mode[tlb] = c.mode
                 c.table_base = c.seg[CS].base
             jump_cache_insert(c, tlb, c.rip, text(m, m.code + b.pad))
-            k: cython.int = second_hash(c.rip)
-            c.second_pc[k] = c.rip
-            c.second_key[k] = cython.cast(uint64_t, c.jump_generation) << 32 | c.mode
-            c.second_host[k] = text(m, m.code + b.entry_mem)
+            second_insert(c, tlb, c.rip, text(m, m.code + b.entry_mem))
         c.host_pc = text(m, m.code + b.entry_mem)
         return GO_RESUME
 

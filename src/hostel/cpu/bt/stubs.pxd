@@ -4,10 +4,6 @@ from hostel.cpu.bt.emit cimport Code
 from hostel.cpu.bt.translation cimport Offsets
 from hostel.cpu.bt.vcpu cimport VCpu
 
-# Where a target's second entry is: two targets that share the first rarely share this one
-cdef inline int second_hash(uint64_t pc) noexcept nogil:
-    return <int>(<uint32_t>(<uint32_t>pc * <uint32_t>0x9E3779B1) >> 20)
-
 cdef Offsets off
 cdef void prepare(Cache* m, VCpu* c) noexcept nogil
 cdef void second_tlb(Code* e, Cache* m, int tlb, bint write) noexcept nogil

@@ -9,6 +9,7 @@ cdef enum:
     ITLB_SIZE = 256
     SECOND_SIZE = 1024
     JUMP_SIZE = 65536         # entries of a jump cache: by the target's low 16 bits, which MOVZX takes without the flags
+    JUMP_SECOND = 4096        # entries behind it
 
 cdef enum:                    # TLB tables: what may be touched depends on who asks
     TLB_USER = 0              # CPL 3
@@ -224,9 +225,11 @@ cdef struct VCpu:
     uint64_t resume                          # where translated code goes on when it found its page there
     # -- behind the jump cache, for targets that share an entry there: valid while mode and jump_generation are those of
     # the key
-    uint64_t second_pc[4096]
-    uint64_t second_key[4096]
-    uint64_t second_host[4096]
+    uint64_t second_pc[JUMP_SECOND]
+    uint64_t second_key[JUMP_SECOND]
+    uint64_t second_host[JUMP_SECOND]
+    uint16_t second_local[JUMP_SECOND]       # entries whose targets aren't global: a flush that keeps those empties them
+    int32_t second_local_count
     # -- what SYSCALL and SYSRET load into CS and SS (limit, selector, attributes as one word), for which STAR
     uint64_t fast_star[2]
     uint64_t fast_cs[2]
