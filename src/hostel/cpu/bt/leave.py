@@ -63,8 +63,11 @@ def leave(t, site):
 
 
 def poll(t, kind, pc, reg):
-    """Read through VCpu.poll (docs above); no flags change."""
+    """Read through VCpu.poll (translate.py); no flags change. Once a block: who comes here again has come through it."""
     e: cython.pointer(Code) = cython.address(t.e)
+    if t.polled:
+        return
+    t.polled = True
     if reg == S1:
         t.in_s1 = -1
     gs_load(e, reg, off.poll)

@@ -14,9 +14,9 @@ instruction that reads or merges them. Liveness is computed backwards over the b
 Where flags are dead at a fault, the arithmetic bits of the EFLAGS image pushed for it are whatever they happen to be
 (docs/decisions.md).
 
-Transfers. Within the page: direct jumps, linked when the target is first reached. Across pages and indirect: through the
-jump cache, a table of landing pads by the target's low bits; the pad checks that it is the right one. The jump cache is
-emptied whenever mappings change. Either way flags are in the host's or put away, whichever they are: there are two
+Transfers. Within the page: direct jumps, linked when the target is first reached. Across pages and indirect: through
+the jump cache, a table of landing pads by the target's low bits; the pad checks that it is the right one. The jump cache
+is emptied whenever mappings change. Either way flags are in the host's or put away, whichever they are: there are two
 entries and two pads. The pad for flags in the host's compares by LEA and JRCXZ, which leave them alone.
 
 Interrupts. At backward and indirect transfers translated code reads through ``VCpu.poll``; a kick stores 0 there, and
@@ -744,6 +744,7 @@ def translate(m, c, gpa, mode):
     t.next_crosses = False
     t.head = 0
     t.moved = 0
+    t.polled = False
     protect(m, c, gpa)
     fetch(m, gpa & ~cython.cast(uint64_t, 4095), page, 4096)
     limit = 1 if t.single else MAX_INSNS

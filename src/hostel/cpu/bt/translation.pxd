@@ -156,6 +156,7 @@ cdef struct Translation:         # one block in the making
     uint32_t n_values
     Window windows[MAX_WINDOWS]
     int n_windows
+    bint polled                  # what has been translated so far polls
     int64_t moved                # what the guest's rsp is to be moved by before anything looks at it
     int in_s1                    # the window whose host address is in s1, or -1
     Cold cold[MAX_COLD]
