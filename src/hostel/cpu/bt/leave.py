@@ -63,7 +63,7 @@ def leave(t, site):
 
 
 def poll(t, kind, pc, reg):
-    """Read through VCpu.poll (translate.py); no flags change. Once a block: who comes here again has come through it."""
+    """Read through VCpu.poll (translate.py); no flags change. Once a block: the way round leads through it."""
     e: cython.pointer(Code) = cython.address(t.e)
     if t.polled:
         return

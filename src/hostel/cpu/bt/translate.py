@@ -15,9 +15,9 @@ Where flags are dead at a fault, the arithmetic bits of the EFLAGS image pushed 
 (docs/decisions.md).
 
 Transfers. Within the page: direct jumps, linked when the target is first reached. Across pages and indirect: through
-the jump cache, a table of landing pads by the target's low bits; the pad checks that it is the right one. The jump cache
-is emptied whenever mappings change. Either way flags are in the host's or put away, whichever they are: there are two
-entries and two pads. The pad for flags in the host's compares by LEA and JRCXZ, which leave them alone.
+the jump cache, a table of landing pads by the target's low bits; the pad checks that it is the right one. The jump
+cache is emptied whenever mappings change. Either way flags are in the host's or put away, whichever they are: there are
+two entries and two pads. The pad for flags in the host's compares by LEA and JRCXZ, which leave them alone.
 
 Interrupts. At backward and indirect transfers translated code reads through ``VCpu.poll``; a kick stores 0 there, and
 the read faults. The site that belongs to the faulting host instruction tells where the guest is.
