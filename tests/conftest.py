@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from hostel.vm import launch, store
 
 for _part in ("guests", "cpu/bt", "vm"):  # machine.py, what that needs, and the workers
     sys.path.insert(0, str(Path(__file__).parent / _part))
+
+# whoever started us in the background may ignore these, and the commands of the tests would too
+for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGQUIT, signal.SIG_DFL),
+                          (signal.SIGINT, signal.default_int_handler)):  # fmt: skip
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _default)
 
 
 @pytest.fixture

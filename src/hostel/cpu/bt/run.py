@@ -1196,6 +1196,7 @@ class BtVcpu(Vcpu):
         tlb: cython.int = current_table(c)
         alone: cython.bint = (self.block.mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG)) != 0
         devices: cython.bint = False
+        code: cython.bint
         c.rip = s.pc
         c.access_seg = SS if s.extra & SITE_STACK else DS
         if s.span:
@@ -1206,6 +1207,12 @@ class BtVcpu(Vcpu):
         if (va & 0xFFF) + s.size <= 0x1000:
             if lookup(c, va, s.access, tlb, cython.address(host), cython.address(gpa)):
                 return self.refuse()
+            slot = cython.NULL if host != cython.NULL else find_slot(c, gpa)
+            code = slot != cython.NULL and not slot.readonly and not s.extra & SITE_STRING
+            if code and m.n_vcpus > 1 and not self.held:
+                # nobody may translate the old bytes before the write is done
+                self.hold()
+                return self.alone()
             if self.block.mode & MODE_DEBUG:
                 self.watch(va, s.size, s.access)
                 if host != cython.NULL:
@@ -1215,13 +1222,8 @@ class BtVcpu(Vcpu):
             if host != cython.NULL:
                 c.host_pc = text(m, m.code + s.host)
                 return GO_RESUME
-            slot = find_slot(c, gpa)
-            if slot != cython.NULL and not slot.readonly and not s.extra & SITE_STRING:
+            if code:
                 # a page with translations: drop those that it overwrites, then let it write
-                if m.n_vcpus > 1 and not self.held:
-                    # nobody may translate the old bytes before the write is done
-                    self.hold()
-                    return self.alone()
                 c.n_smc += 1
                 if slot.code[(gpa - slot.gpa) >> 12] and invalidate(m, c, gpa, s.size) and not alone:
                     if m.generation != self.generation or m.blocks[s.block].dead:
