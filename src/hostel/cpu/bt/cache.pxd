@@ -49,6 +49,9 @@ cdef enum:                       # Site.extra of SK_MEM
     SITE_STACK = 8               # relative to SS: #SS, where others get #GP
     SITE_EARLY = 16              # a window's check before the instruction that needs it: no reason for an exception
 
+cdef enum:                       # Site.extra of SK_POLL
+    POLL_PAUSE = 1               # nobody kicked: PAUSE
+
 cdef struct Site:
     uint64_t pc
     uint32_t host                # offset in the code memory

@@ -47,6 +47,7 @@ ctypedef void (*stub_t)() noexcept nogil
 
 cdef enum:
     ALT_STACK = 1 << 16
+    PAUSES = 64                  # so many PAUSEs and the processor is given to another thread, if one waits for it
 
 cdef enum:                       # what a trace holds; also bits of `tracing`
     TRACE_BLOCK = 1              # translated: rip, gpa, guest | host << 32 bytes, instructions << 32 | mode

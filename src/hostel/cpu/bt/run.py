@@ -25,6 +25,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     MAX_BREAKS,
     MODE_SINGLE,
     PIC_PAGE,
+    POLL_PAUSE,
     SITE_ALIGNED,
     SITE_ATOMIC,
     SITE_EARLY,
@@ -1157,6 +1158,9 @@ class BtVcpu(Vcpu):
                 return self.string()
             return self.monitor()
         if kind == SK_POLL:
+            if s.extra == POLL_PAUSE:
+                c.pauses = PAUSES
+                sched_yield()
             return GO_LOOKUP
         if kind == SK_POLL_S1:
             c.rip = c.target

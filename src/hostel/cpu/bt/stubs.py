@@ -71,6 +71,7 @@ def prepare(m, c):
     off.cr[2] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cr2)) - base)
     off.cr[3] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.cr3)) - base)
     off.cr[4] = off.cr4
+    off.pauses = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.pauses)) - base)
     off.irq_wait = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.irq_wait)) - base)
     for i in range(3):
         off.tlb_key[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.tlb_key[i])) - base)

@@ -17,6 +17,7 @@ cdef uint64_t branch(Translation* t, Insn* insn) noexcept nogil
 cdef void gen_loop(Translation* t, int i) noexcept nogil
 cdef void gen_bt(Translation* t, int i) noexcept nogil
 cdef void gen_monitor(Translation* t, int i) noexcept nogil
+cdef void gen_pause(Translation* t, int i) noexcept nogil
 cdef void gen_raise(Translation* t, int i, int vector) noexcept nogil
 cdef int refused(Translation* t, Insn* insn, OpInfo* info) noexcept nogil
 cdef void generate(Translation* t, int i) noexcept nogil

@@ -37,6 +37,7 @@ from cython.cimports.hostel.cpu.bt.address import (
 )
 from cython.cimports.hostel.cpu.bt.cache import (
     MODE_SINGLE,
+    POLL_PAUSE,
     SK_FAULT,
     SK_POLL,
     SK_RAISE,
@@ -51,6 +52,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
 )
 from cython.cimports.hostel.cpu.bt.decode import decode, table
 from cython.cimports.hostel.cpu.bt.emit import (
+    CC_B,
     CC_NE,
     S1,
     S2,
@@ -87,7 +89,7 @@ from cython.cimports.hostel.cpu.bt.flags import (
     inline_string,
     liveness,
 )
-from cython.cimports.hostel.cpu.bt.inline import gen_kernel, gen_string
+from cython.cimports.hostel.cpu.bt.inline import gen_kernel, gen_string, gs_imm
 from cython.cimports.hostel.cpu.bt.insn import (
     CS,
     F_ALL,
@@ -154,7 +156,17 @@ from cython.cimports.hostel.cpu.bt.insn import (
     Insn,
     OpInfo,
 )
-from cython.cimports.hostel.cpu.bt.leave import cold_code, cut, exit_to, leave, monitor_site, poll, same_page, side_exit
+from cython.cimports.hostel.cpu.bt.leave import (
+    cold_code,
+    cold_site,
+    cut,
+    exit_to,
+    leave,
+    monitor_site,
+    poll,
+    same_page,
+    side_exit,
+)
 from cython.cimports.hostel.cpu.bt.mmu import lookup_exec, protect_page, raise_error
 from cython.cimports.hostel.cpu.bt.stack import (
     PUSH_PC,
@@ -436,6 +448,17 @@ def gen_monitor(t, i):
         t.m.sites[site].host = cython.cast(uint32_t, t.e.p - t.m.code)
 
 
+def gen_pause(t, i):
+    """Behind PAUSE: who spins may wait for a vCPU that has no processor. Leave now and then, and let that one run."""
+    insn: cython.pointer(Insn) = cython.address(t.insns[i])
+    next_pc: uint64_t = cut(t, insn.pc + insn.length, 8 if t.code64 else 4)
+    site: uint32_t = add_site(t.m, SK_POLL, next_pc, t.block)
+    t.m.sites[site].extra = POLL_PAUSE
+    clobber(t, t.live[i])
+    gs_imm(cython.address(t.e), 0x81, 5, off.pauses, 1)
+    cold_site(t, CC_B, site)
+
+
 def gen_raise(t, i, vector):
     site: uint32_t = add_site(t.m, SK_RAISE, t.insns[i].pc, t.block)
     t.m.sites[site].extra = vector
@@ -522,6 +545,8 @@ def generate(t, i):
         if insn.opcode == 0x90 and insn.opmap == 0 and insn.prefixes & P_REP:
             e1(e, 0xF3)
             e1(e, 0x90)
+            if t.m.n_vcpus > 1 and not t.single:
+                gen_pause(t, i)
     elif kind == K_LEAVE:
         size = insn.opsize
         stack_address(t, 0, cython.address(a))

@@ -111,6 +111,7 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t cr[5]               # CR1: unused
     uint32_t table_mode[3]
     uint32_t irq_wait
+    uint32_t pauses
     uint32_t tlb_key[3]
     uint32_t second_va
     uint32_t second_access[2]    # second_read, second_write

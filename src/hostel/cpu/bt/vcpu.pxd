@@ -243,6 +243,7 @@ cdef struct VCpu:
     int32_t watch_met                        # 1 + the number of the one that has just been met
     uint32_t debug_hits                      # data breakpoints that the present instruction has met, as in DR6
     uint32_t irq_wait                        # 1: an interrupt waits for IF, so that STI must come to the monitor
+    uint32_t pauses                          # how many PAUSEs are left until one leaves
     volatile int in_guest                    # 1 while translated code runs: see cache.stop_world
     uint32_t table_mode[TLB_COUNT]           # the mode that each jump cache was filled under
     uint64_t table_base                      # and CS's base, which isn't 0 in 16- and 32-bit code only

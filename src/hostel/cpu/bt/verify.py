@@ -48,6 +48,7 @@ FIELDS = {
     "seg_base": (16, READ | WRITE),            # base; limit, selector and attributes in the next 8 bytes
     "selector": (2, READ), "ymm": (512, READ | WRITE), "tsc_offset": (8, READ), "tsc_aux": (4, READ),
     "eflags": (8, READ | WRITE), "mode": (4, READ | WRITE), "cpl": (1, READ | WRITE), "irq_wait": (4, READ),
+    "pauses": (4, READ | WRITE),
     "cr": (8, READ), "cr4": (8, READ), "table_mode": (4, READ), "kernel_gs_base": (8, READ | WRITE),
     "efer": (8, READ), "star": (8, READ), "lstar": (8, READ), "sfmask": (8, READ),
     "fast_star": (8, READ), "fast_cs": (8, READ), "fast_ss": (8, READ),
