@@ -4,7 +4,7 @@ Blocks are keyed by guest-physical address, virtual address and mode, so that co
 do, whatever happens to mappings. Those of MODE_PIC, of programs' code above 4 GiB, don't even have a virtual address:
 they know where they are by ``VCpu.pc_page``, which their pads set, so that a shared library or a position-independent
 program is translated once, wherever each process has it. Code memory is filled from start to end; a block that its
-page's writer invalidates is unlinked by overwriting its three entries with jumps to a stub that looks the address up
+page's writer invalidates is unlinked by overwriting its four entries with jumps to a stub that looks the address up
 again, and its memory comes back when the whole cache is flushed (when it is full). No address is both writable and
 executable: code memory is mapped twice. Everything here and in the modules that emit code uses the addresses where it
 is written; ``text`` makes of one the address where it runs, for what is jumped to from outside. Processors may hold
