@@ -1,13 +1,14 @@
 # make run    boot a guest on this machine and be in it        make test   check everything that is fast
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow bench bench-cpu install install-test clean
+.PHONY: help run test test-slow bench bench-cpu bench-io bench-snapshots install install-test clean
 
 help:
 	@echo "make run        install hostel in .venv, boot Linux on it and be on its console"
 	@echo "                (without a terminal: a short tour of the guest)"
 	@echo "make test       every fast test, ruff and mypy     make test-slow   the long ones"
 	@echo "make bench      measure against QEMU               make bench-cpu   the translator's speed"
+	@echo "make bench-io   devices' speed                    make bench-snapshots   snapshots and forks"
 	@echo "make clean      remove what was built"
 
 run: install
@@ -27,6 +28,12 @@ bench: install-test
 
 bench-cpu: install-test
 	.venv/bin/python -m bench cpu
+
+bench-io: install-test
+	.venv/bin/python -m bench io
+
+bench-snapshots: install-test
+	.venv/bin/python -m bench snapshots
 
 install:
 	@$(PYTHON) tools/install

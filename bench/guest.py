@@ -21,6 +21,10 @@ class Guest:
     memory_mib: int = 512
     cpus: int = 1
     programs: Path | None = None  # a folder of the host's whose files the guest has in /bench
+    disks: bool = False           # machines get three disks (bench/disks)
+    network: bool = False         # machines get a card, and a forwarded port to the guest's 80
+    snapshots: bool = False       # QEMU gets a place for snapshots, and a monitor to take them by
+    share: bool = False           # machines get a folder of the host's by virtiofs (bench/shares)
     root: Path | None = None      # a folder of the host's with what the initramfs holds, to be the host's root for it
 
     def __str__(self) -> str:

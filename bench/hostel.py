@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.disks import FORMATS
 from bench.guest import Guest
 from bench.peer import Peer
 from bench.profile import Profile
@@ -39,7 +40,15 @@ class Hostel(Peer):
             *program(), "run", "--name", self._name, "--rm",
             "--cpus", str(self.guest.cpus), "--memory", f"{self.guest.memory_mib}M",
             "--kernel", str(self.guest.kernel), "--initrd", str(self.guest.initrd), "--append", self.guest.cmdline,
+            *(
+                f"--disk={path},format={kind}" for path, kind in zip(self.images(), FORMATS, strict=False)
+            ),
+            *(["-v", f"{self.share().path}:/share"] if self.guest.share else []),
             *(["--perf-map"] if self.profiles else []),
+            *(
+                ["--allow-host-loopback", "-p", f"127.0.0.1:{self.forwarded}:80"]
+                if self.guest.network else ["--network", "none"]  # QEMU's has no card either
+            ),
         ]
 
     @property
@@ -48,6 +57,10 @@ class Hostel(Peer):
         from hostel.client.vm import VM
 
         return VM.get(self._name).state.pid
+
+    def pids(self) -> list[int]:
+        pid = self.pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
     def watched(self, command: str) -> contextlib.AbstractContextManager[None]:
         return self._profile.watch(self.pid, command) if self._profile else super().watched(command)

@@ -5,12 +5,17 @@ import re
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.console import Console
+from bench.disks import Images
 from bench.errors import BenchError, Wrong
 from bench.guest import Guest
+from bench.network import SETUP, free_port
 from bench.process import cpu_seconds
+from bench.shares import SETUP as MOUNT
+from bench.shares import Folder
 
 BOOT_TIMEOUT = 120.0      # seconds; a busy machine may need many times what a quiet one does
 COMMAND_TIMEOUT = 600.0
@@ -47,6 +52,8 @@ class Peer:
     name = ""                 # in results
     title = ""                # in the table
     is_machine = True         # boots a kernel, and has a guest's memory
+    has_second_card = False   # on passt, where the first is on slirp
+    has_share = True          # if the guest wants one
 
     def __init__(self, guest: Guest):
         self.guest = guest
@@ -54,6 +61,9 @@ class Peer:
         self.entered_cpu = self.prompt_cpu = 0.0
         self._process: subprocess.Popen | None = None
         self._console: Console | None = None
+        self._images: Images | None = None
+        self._share: Folder | None = None
+        self.forwarded = free_port() if guest.network else 0  # the host's port that leads to the guest's 80
 
     # -- what a subclass says
 
@@ -91,7 +101,26 @@ class Peer:
         assert self._process
         return self._process.pid
 
+    def pids(self) -> list[int]:
+        """All processes that make the machine, its network and its share."""
+        return [self.pid]
+
+    def cpu_seconds(self) -> float:
+        """The processor time that all of them have used."""
+        return sum(cpu_seconds(pid) for pid in self.pids())
+
     # -- the rest
+
+    def images(self) -> list[Path]:
+        """Its disks' files, made when they are asked for first; none if the guest wants none."""
+        if self.guest.disks and self._images is None:
+            self._images = Images()
+        return self._images.paths if self._images else []
+
+    def share(self) -> Folder:
+        """The folder that it shares with the host, made when it is asked for first."""
+        self._share = self._share or Folder()
+        return self._share
 
     def start(self) -> None:
         """Return once its shell has said its prompt."""
@@ -110,6 +139,10 @@ class Peer:
             self.prompt, _, _ = self._console.expect(PROMPT, BOOT_TIMEOUT)
             self.prompt_cpu = cpu_seconds(self.pid)
         self.run(self.preparation())
+        if self.is_machine and self.guest.network:
+            self.run(SETUP)
+        if self.is_machine and self.guest.share and self.has_share:
+            self.run(MOUNT)
 
     def run(self, script: str) -> Ran:
         """Run one line of shell; its time is that between two marks that the shell itself prints.
@@ -161,3 +194,9 @@ class Peer:
                 if pipe:
                     pipe.close()
             self._process = None
+        if self._images:
+            self._images.close()
+            self._images = None
+        if self._share:
+            self._share.close()
+            self._share = None

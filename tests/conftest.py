@@ -8,7 +8,7 @@ import pytest
 from hostel.spec.vm import VmSpec
 from hostel.vm import launch, store
 
-for _part in ("guests", "cpu/bt", "vm"):  # machine.py, what that needs, and the workers
+for _part in ("guests", "cpu/bt", "vm", "block"):  # machine.py, what that needs, the workers, and QEMU
     sys.path.insert(0, str(Path(__file__).parent / _part))
 
 # whoever started us in the background may ignore these, and the commands of the tests would too
@@ -16,6 +16,9 @@ for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGQUIT, sign
                           (signal.SIGINT, signal.default_int_handler)):  # fmt: skip
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _default)
+
+
+os.environ["HOSTEL_ZYGOTE_SECONDS"] = "0"  # homes are many and short-lived; vm/test_zygote has its own
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from bench import debian, guest, process, profile, programs, source
+from bench import debian, guest, process, profile, programs, shares, source
 from bench.__main__ import DOCUMENTS, main, parse, run_round
 from bench.console import Console
 from bench.errors import BenchError
@@ -18,8 +18,9 @@ from bench.native import Native
 from bench.programs import kernels
 from bench.report import BEGIN, END, Report, Result
 from bench.row import Context, Goal, Mean, Row, Sample, Scaling, each, program, timed
-from bench.rows import SUITES, select
+from bench.rows import SUITES, images, select
 from bench.rows import debian as debian_rows
+from bench.rows import shares as shares_rows
 
 from hostel.images import cpio
 
@@ -453,6 +454,35 @@ def test_the_eight_programs_agree_everywhere():
     assert done.stdout.count("× host") == 9
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git isn't installed")
+def test_a_shared_folder_has_what_a_guest_unpacks(tmp_path):
+    folder = shares.Folder()
+    try:
+        repository = folder.path / "repository"
+        git = ["git", "-C", repository, "status", "--porcelain"]
+        assert subprocess.run(git, capture_output=True, check=True).stdout == b""
+        (tmp_path / "tree.tar").write_bytes(shares.archive())
+        tree = folder.path / "tree"
+        tree.mkdir()
+        subprocess.run(["tar", "xf", tmp_path / "tree.tar", "-C", tree], check=True)
+        assert shares.digest(tree) == folder.digest and folder.digest.startswith("5000 files, ")
+        (tree / "d7" / "f3").chmod(0o600)
+        assert shares.digest(tree) != folder.digest
+    finally:
+        folder.close()
+    assert not folder.path.exists()
+
+
+def test_a_share_that_is_wrong_has_no_speed():
+    peers = [FakePeer("hostel", ""), FakePeer("qemu", " M d3/f1")]
+    for peer in peers:
+        peer.has_share, peer.cpu_seconds = True, lambda: 1.0
+    with pytest.raises(BenchError, match="qemu: .*status.* went wrong:  M d3/f1"):
+        shares_rows.GIT(peers, Context())
+    peers[1].has_share = False  # no virtiofsd
+    assert shares_rows.GIT(peers, Context()) == {"hostel": Sample(2.0, 0.0)}
+
+
 REPORT = """\
 # To display the perf.data header info, please use --header/--header-only options.
 #
@@ -484,3 +514,10 @@ def test_a_profile_needs_perf(monkeypatch):
         parse(["cpu", "--profile"])
     assert e.value.code == 2
     assert Hostel.profiles is None
+
+
+@pytest.mark.skipif(not shutil.which("qemu-img"), reason="no qemu-img; on Debian: apt-get install qemu-utils")
+def test_conversions_are_compared(monkeypatch):
+    monkeypatch.setattr(images, "SIZE", 320 << 20)
+    values = images.converting()([FakePeer("hostel"), FakePeer("qemu"), FakePeer("native")], Context(quick=True))
+    assert set(values) == {"hostel", "qemu"} and all(value.value > 0 and value.cpu > 0 for value in values.values())

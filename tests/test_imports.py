@@ -26,8 +26,8 @@ FLOORS = [
 ]
 # The annex reaches the house through client. Its commands may also use what has no VM behind it.
 ANNEX = {
-    "client": {"base", "spec", "vm", "images", "cluster", "daemon"},
-    "cli": {"base", "spec", "client", "images"},
+    "client": {"base", "spec", "block", "vm", "images", "cluster", "daemon"},
+    "cli": {"base", "spec", "block", "client", "images"},
     "web": {"base", "spec", "client"},
 }
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,10 +1,23 @@
-"""All rows, in the order in which a run measures them, in two suites: what was promised of the whole, and the
-translator's speed."""
+"""All rows, in the order in which a run measures them, in suites: what was promised of the whole, the translator's
+speed, devices, and snapshots."""
 
 import dataclasses
 
 from bench.row import Group
-from bench.rows import boot, compute, debian, footprint, processes, programs
+from bench.rows import (
+    boot,
+    compute,
+    debian,
+    debian_disk,
+    disks,
+    footprint,
+    images,
+    network,
+    processes,
+    programs,
+    shares,
+    snapshots,
+)
 
 SUITES: dict[str, dict[str, Group]] = {
     "whole": {
@@ -29,6 +42,18 @@ SUITES: dict[str, dict[str, Group]] = {
         "make1": debian.MAKE_1,
         "make2": debian.MAKE_2,
         "make4": debian.MAKE_4,
+    },
+    "io": {
+        "debian-boot": Group(tuple(debian_disk.ROWS)),
+        "disks": disks.DISKS,
+        "network": network.NETWORK,
+        "shares": shares.SHARES,
+        "images": Group(tuple(images.ROWS)),
+    },
+    "snapshots": {
+        "snapshots": snapshots.SNAPSHOTS,
+        "forks": snapshots.FORKS,
+        "warm": snapshots.WARM,
     },
 }
 

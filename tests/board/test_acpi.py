@@ -47,7 +47,8 @@ def test_fadt():
     assert struct.unpack_from("<H", fadt, 46)[0] == 9  # SCI
     assert struct.unpack_from("<III", fadt, 56) == (0x600, 0, 0x604)
     assert struct.unpack_from("<I", fadt, 76)[0] == 0x608
-    assert fadt[88:92] == bytes([4, 2, 0, 4])
+    assert struct.unpack_from("<I", fadt, 80)[0] == 0x60C
+    assert fadt[88:95] == bytes([4, 2, 0, 4, 4, 0, 0])
     assert fadt[108] == 0x32
     assert not struct.unpack_from("<H", fadt, 109)[0] & 2  # no 8042
     assert struct.unpack_from("<I", fadt, 112)[0] & (1 << 10 | 1 << 20) == 1 << 10  # reset register; not HW-reduced
@@ -55,6 +56,7 @@ def test_fadt():
     assert struct.unpack_from("<BBBBQ", fadt, 148) == (1, 32, 0, 2, 0x600)
     assert struct.unpack_from("<BBBBQ", fadt, 172) == (1, 16, 0, 2, 0x604)
     assert struct.unpack_from("<BBBBQ", fadt, 208) == (1, 32, 0, 3, 0x608)
+    assert struct.unpack_from("<BBBBQ", fadt, 220) == (1, 32, 0, 1, 0x60C)
 
 
 def entries(madt):
@@ -71,7 +73,7 @@ def test_madt():
     (ioapic,) = [e for e in found if e[0] == 1]
     assert struct.unpack_from("<II", ioapic, 4) == (0xFEC00000, 0)
     overrides = [struct.unpack_from("<BIH", e, 3) for e in found if e[0] == 2]
-    assert overrides == [(0, 2, 0), (9, 9, 0xD)]
+    assert overrides == [(0, 2, 0), (9, 9, 0xD), (4, 4, 0xD), (3, 3, 0xD)]
 
 
 def test_madt_beyond_xapic():
@@ -109,7 +111,8 @@ def test_dsdt_survives_disassembly_and_compilation(tmp_path):
     (tmp_path / "dsdt.dat").write_bytes(tables(16)["DSDT"])
     subprocess.run(["iasl", "-d", "dsdt.dat"], cwd=tmp_path, capture_output=True, check=True)
     source = (tmp_path / "dsdt.dsl").read_text()
-    for word in ("Device (C00F)", 'EisaId ("PNP0501")', "Name (\\_S5", "Name (_PRT"):
+    for word in ("Device (C00F)", 'EisaId ("PNP0501")', "Name (\\_S5", "Name (_PRT", "Device (VGEN)", "0x000FF000",
+                 "Method (_E05, 0, NotSerialized)", "Notify (\\_SB.VGEN, 0x80)"):  # fmt: skip
         assert word in source
     done = subprocess.run(["iasl", "-tc", "dsdt.dsl"], cwd=tmp_path, capture_output=True, text=True)
     assert "0 Errors, 0 Warnings" in done.stdout + done.stderr

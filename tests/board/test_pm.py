@@ -69,15 +69,41 @@ def test_power_button_raises_sci_only_if_enabled_and_status_clears_by_one():
     assert m.pm.press_power_button() and m.sci.level == 1
 
 
+def test_general_purpose_events():
+    m = Machine()
+    m.pm.raise_event(5)
+    assert m.sci.level == 0 and m.inp(0x60C, 2) == 0x20
+    m.out(0x60E, 0x20)
+    assert m.sci.level == 1 and m.inp(0x60E, 2) == 0x20
+    m.out(0x60C, 0xDF)  # others' bits
+    assert m.sci.level == 1
+    m.out(0x60C, 0x20)
+    assert m.sci.level == 0 and m.inp(0x60C, 4) == 0x20 << 16
+    m.pm.raise_event(11)
+    m.out(0x60F, 0x08)  # the second byte, by itself
+    assert m.sci.level == 1 and m.inp(0x60D) == 8
+    m.out(0x602, 0x100, 2)
+    m.pm.press_power_button()
+    m.out(0x60D, 8)
+    assert m.sci.level == 1  # the button's
+    m.out(0x600, 0x100, 2)
+    assert m.sci.level == 0
+
+
 def test_pm_save_and_load():
     m = Machine()
     m.out(0x602, 0x120, 2)
+    m.out(0x60E, 0x8020, 2)
+    m.pm.raise_event(5)
     m.now += 12345678
     state = m.pm.save()
     other = Machine()
     other.now = 77
     other.pm.load(state)
     assert other.pm.save() == state
+    old = {name: value for name, value in state.items() if not name.startswith("gpe")} | {"version": 1}
+    other.pm.load(old)
+    assert other.pm.save() == state | {"gpe_status": 0, "gpe_enable": 0}
     with pytest.raises(ValueError):
         other.pm.load({"version": 5})
 

@@ -276,3 +276,4 @@ def test_bash_completes(hostel):
     assert complete("hostel", "run", "--mem") == ["--memory"]
     assert complete("hostel", "stop", "mi") == ["mine"]
     assert set(complete("hostel", "image", "")) >= {"ls", "rm", "inspect"}
+    assert complete("hostel", "disk", "create", "--backing-f") == ["--backing-format"]

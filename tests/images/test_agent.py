@@ -4,7 +4,9 @@ import hashlib
 import os
 import pty
 import random
+import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -312,7 +314,7 @@ def test_abandoned_commands_die_and_the_agent_goes_on(guest):
     pid = guest.started(stream).pid
     guest.events = []
     assert guest.channel.abandon() == [Lost(stream)]
-    guest.until(lambda: Ready(1) in guest.events)
+    guest.until(lambda: Ready(agent.VERSION) in guest.events)
     assert guest.run(["cat"], bytes(200_000))[1] == bytes(200_000)
     guest.until(lambda: not os.path.exists(f"/proc/{pid}"))
 
@@ -327,3 +329,117 @@ def test_state_can_be_saved_and_loaded_in_the_middle(guest):
         guest.channel = AgentChannel()
         guest.channel.load(state)
     assert guest.out[stream, False] == data
+
+
+def test_identity_with_stop_ends_all_commands_and_forgets_what_they_wrote(guest):
+    plain = guest.channel.start(["sh", "-c", "sleep 1000 & exec sleep 1000"])
+    flood = guest.channel.start(["yes"])
+    guest.withheld.add((flood, False))
+    # job control: a process group of its own, in the terminal's session, that ignores its hangup
+    script = "set -m; (trap '' HUP; exec sleep 1000) & echo pid $!; sleep 1000"
+    shell = guest.channel.start(["sh", "-c", script], tty=True)
+    done = guest.channel.start(["head", "-c", "1000000", "/dev/zero"])
+    guest.withheld.add((done, False))
+    guest.until(lambda: re.search(rb"pid \d+\r", guest.out.get((shell, False), b"")))
+    guest.until(lambda: all(len(guest.out.get((stream, False), b"")) == 256 * 1024 for stream in (flood, done)))
+    job = int(re.search(rb"pid (\d+)", guest.out[shell, False])[1])
+    pids = [guest.started(stream).pid for stream in (plain, flood, shell)]
+    more = [guest.channel.start(["cat"]) for _ in range(61)]
+    guest.until(lambda: any(map(guest.ended, more)))  # all slots are taken
+    assert guest.run(["true"])[0].status == 125
+    assert not guest.ended(plain)
+    result, out, err = guest.run(["agent", "identity", "stop=all"], itself=True)
+    assert (result.status, out, err) == (0, b"", b"")
+    assert all(guest.ended(stream) == Exited(stream, 0, signal.SIGKILL) for stream in (plain, flood, shell, more[0]))
+    for pid in (*pids, job):
+        guest.until(lambda pid=pid: not alive(pid))
+    assert [e for e in guest.events if isinstance(e, Lost)] == []
+    assert guest.channel.statistics()["open"] == 0
+    assert guest.run(["cat"], bytes(300_000))[1] == bytes(300_000)
+
+
+def test_identity_without_stop_leaves_commands_alone(guest):
+    stream = guest.channel.start(["cat"])
+    for arguments in (["stop=none"], ["hostel=stop=all"]):
+        guest.run(["agent", "identity", *arguments], itself=True)
+    guest.run(["sh", "-c", ":", "identity", "stop=all"])
+    guest.channel.stdin(stream, b"there\n")
+    guest.until(lambda: guest.out.get((stream, False)) == b"there\n")
+    guest.channel.end_stdin(stream)
+    guest.until(lambda: guest.ended(stream))
+    assert guest.ended(stream).status == 0
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def elsewhere(program):
+    """``elsewhere(script)``: runs it where host name, /etc and network are its own; $1 is the agent."""
+    enter = ["unshare", "--user", "--map-root-user", "--mount", "--uts", "--net"]
+    setup = """
+mount -t tmpfs none /etc && cd /etc && ip tuntap add card0 mode tap && ip link set card0 address 02:00:00:00:00:01
+echo old > hostname; echo 0123 > machine-id
+printf '127.0.0.1 localhost\\n127.0.1.1\\told.lan old\\n::1 ip6' > hosts
+"""
+    if not shutil.which("unshare") or subprocess.run([*enter, "sh", "-ec", setup], capture_output=True).returncode:
+        pytest.skip("no namespaces with taps on this host")
+
+    def run(script):
+        command = [*enter, "sh", "-ec", setup + script, "sh", program]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+    return run
+
+
+def test_identity_sets_the_names(elsewhere):
+    done = elsewhere(
+        f"$1 identity machine-id={'ab' * 16} hostname=new; cat /proc/sys/kernel/hostname hostname machine-id hosts"
+    )
+    assert done.stderr == ""
+    assert done.stdout == f"new\nnew\n{'ab' * 16}\n127.0.0.1 localhost\n127.0.1.1 new\n::1 ip6\n"
+    done = elsewhere(f"rm *; $1 identity machine-id={'ab' * 16} hostname=new; cat /proc/sys/kernel/hostname; ls")
+    assert (done.stdout, done.stderr) == ("new\n", "")  # what isn't there isn't made
+
+
+@pytest.mark.parametrize("card", ["card0", "02:00:00:00:00:01", "$(ip -o link show card0 | cut -d: -f1)"])
+@pytest.mark.parametrize("state", ["up", "down"])
+def test_identity_sets_a_cards_mac(elsewhere, card, state):
+    done = elsewhere(f"""
+ip link set lo up; ip link set card0 {state}
+$1 identity mac={card}:02:00:5e:AB:cd:0f
+ip -o link show card0; ip -o link show lo
+""")
+    assert done.stderr == ""
+    one, lo = done.stdout.splitlines()
+    assert "02:00:5e:ab:cd:0f" in one and (",UP" in one) == (state == "up")
+    assert "00:00:00:00:00:00" in lo and "LOOPBACK,UP" in lo
+
+
+def test_identity_says_what_went_wrong_and_does_the_rest(elsewhere):
+    done = elsewhere(f"""
+$1 identity time={int(time.time())}.5 renew=nosuch0 colour=red hostname=new entropy=0g mac=card0:02:00:00:00:00 \
+    machine-id=xyz mac=ff:ff:ff:ff:ff:ff:02:00:00:00:00:02 mac=card0:03:00:00:00:00:00 time=1000000000 || echo $?
+cat hostname machine-id
+""")
+    # ENODEV 19, EINVAL 22, EPERM 1, EADDRNOTAVAIL 99; the keys' own order
+    assert done.stdout == "1\nnew\n0123\n"
+    lines = [line for line in done.stderr.splitlines() if "time=1" not in line or "time=1000000000" in line]
+    assert lines == [
+        "identity: time=1000000000: error 01",
+        "identity: entropy=0g: error 22",
+        "identity: machine-id=xyz: error 22",
+        "identity: mac=card0:02:00:00:00:00: error 22",
+        "identity: mac=ff:ff:ff:ff:ff:ff:02:00:00:00:00:02: error 19",
+        "identity: mac=card0:03:00:00:00:00:00: error 99",
+        "identity: renew=nosuch0: error 19",
+        "identity: colour=red: error 22",
+    ]
+    now = "$(date +%s.%N)"
+    assert elsewhere(f"$1 identity time={now}").returncode == 0  # near enough to leave the clock alone
+    assert elsewhere("$1 identity time=$(($(date +%s) + 1)).999").returncode == 1

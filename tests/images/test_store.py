@@ -112,7 +112,7 @@ def test_pull_takes_newer_packages_and_only_those(images, mirror):
 
 
 def test_names(images):
-    with pytest.raises(ImageError, match="no image 'nonesuch'; there is micro"):
+    with pytest.raises(ImageError, match="no image 'nonesuch'; there is debian, micro"):
         ensure(images, "nonesuch")
     for name in ("../micro", "", ".hidden", "A", "a/b", "a" * 64):
         with pytest.raises(ImageError, match="can't be an image's name"):

@@ -8,7 +8,6 @@ import functools
 import os
 import sys
 import threading
-import types
 from collections import deque
 from pathlib import Path
 
@@ -48,21 +47,20 @@ cell:   .quad   0
 """
 
 
-bare.assemble = functools.cache(bare.assemble)  # a confined worker can't start the assembler for a second boot
-
-
 def define(real):
     class BareMachine(real.Machine):
         """The real one's vCPU threads around another guest."""
 
-        def __init__(self, spec, files, loop, on_event):
+        def __init__(self, spec, files, loop, on_event, blank=False):
             self._loop, self._on_event = loop, on_event
             self._timers, self._threads, self._stopping = set(), [], False
+            self.cards = {}
             self.debug_met = deque()
             guest = bare.Machine(spec.cpus)
             guest.boot(TEXT)
             self.ram, self.engine, self._runners = guest.ram, guest.engine, guest.runners
             self.console, self.agent = fake_worker.FakePort(), fake_worker.FakePort()
+            self._second = self.agent
             self.apics = guest.apics
 
         def statistics(self):
@@ -79,15 +77,11 @@ def define(real):
     return BareMachine
 
 
-del sys.modules["hostel.vm.machine"]
-from hostel.vm import machine as real_machine  # noqa: E402
-
-module = types.ModuleType("hostel.vm.machine")
-module.Machine = define(real_machine)
-module.BootFiles = fake_worker.BootFiles
-sys.modules["hostel.vm.machine"] = module
-
 if __name__ == "__main__":
+    bare.assemble = functools.cache(bare.assemble)  # a confined worker can't start the assembler for a second boot
+    from hostel.vm import machine as real_machine
+
+    fake_worker.replace(define(real_machine), fake_worker.BootFiles)
     from hostel.vm import worker
 
     os._exit(worker.main(sys.argv[1:]))

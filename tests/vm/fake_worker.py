@@ -1,10 +1,12 @@
 """A worker whose machine is a fake: no engine, no board, a guest of a few lines. ``python -m fake_worker``.
 
 Its guest writes a prompt to the console and answers lines: ``echo TEXT``, ``poweroff``, ``reset``, ``crash``
-(a triple fault), ``flood N`` (N lines). Its agent is the real one, compiled, as a process of the host's. What is
+(a triple fault), ``flood N`` (N lines), ``full N`` (no room for its disk, N
+times). Its agent is the real one, compiled, as a process of the host's. What is
 tested with it is everything around the machine.
 """
 
+import encodings.idna  # noqa: F401  what misbehaves must not fail by a module that it can't import
 import mmap
 import os
 import resource
@@ -103,7 +105,8 @@ def misbehave(outside):
         "a TCP connection": lambda: socket.create_connection(("127.0.0.1", 9), 1),
         "a unix socket": lambda: socket.socket(socket.AF_UNIX),
         "a pair of sockets": lambda: socket.socketpair(),
-        "fork": os.fork,
+        "a process in another namespace": lambda: syscall(56, 0x10000000 | 17, 0, 0, 0, 0),
+        "a process that shares its memory": lambda: syscall(56, 0x100 | 17, 0, 0, 0, 0),
         "another program": lambda: os.posix_spawn("/bin/true", ["true"], {}),
         "a FIFO": lambda: os.mkfifo(f"{outside}/fifo"),
         "a link": lambda: os.symlink("/etc/passwd", f"{outside}/link"),
@@ -120,13 +123,17 @@ def misbehave(outside):
     return f"tried {len(tries)}, worked: {', '.join(worked) or 'none'}"
 
 
+NO_ROOM = "full: no room for disk /x: the file system is full"
+
+
 class FakeMachine:
-    def __init__(self, spec, files, loop, on_event):
+    def __init__(self, spec, files, loop, on_event, blank=False):
         self.on_event = on_event
         self.console = FakePort(self.typed)
-        self.agent = files.agents.pop() if files.agents else FakePort()
+        self.agent = self.agent_port = files.agents.pop() if files.agents else FakePort()
         self.line = b""
         self.starts = 0
+        self.missing = 0  # how often there will be no room
 
     def typed(self, data):
         self.line += data
@@ -147,6 +154,9 @@ class FakeMachine:
             self.console.transmit(misbehave(rest).encode() + b"\r\n# ")
         elif word == "breach":
             syscall(seccomp.BREACHES[rest], 0, 0, 0, 0, 0)
+        elif word == "full":
+            self.missing = int(rest)
+            self.on_event(self, NO_ROOM)
         elif word == "crash":
             self.on_event(self, "triple fault")
 
@@ -158,9 +168,21 @@ class FakeMachine:
     def stop(self):
         pass
 
+    @property
+    def full(self):
+        return self.missing > 0
+
+    def retry(self):
+        self.missing -= 1
+        if self.full:
+            self.on_event(self, NO_ROOM)
+
     def close(self):
         self.console.close()
         self.agent.close()
+
+    def new_generation(self, guid):
+        pass
 
     def press_power_button(self):
         self.on_event(self, "poweroff")
@@ -173,19 +195,29 @@ class FakeMachine:
 class BootFiles:
     """Holds the agents too, since a confined worker can't start one for the second boot."""
 
-    def __init__(self, spec):
+    def __init__(self, spec, resumed=False):
         self.agents = [AgentPort() for _ in range(2)] if spec.agent else []
 
-    def pin(self):
+    def rings(self):
         return []
 
+    def shares(self):
+        return []
 
-machine = types.ModuleType("hostel.vm.machine")
-machine.Machine = FakeMachine
-machine.BootFiles = BootFiles
-sys.modules["hostel.vm.machine"] = machine
+    def close(self):
+        pass
+
+
+def replace(machine_class, boot_files):
+    """Put these in the place of the real ones; only in a worker's own process, as it is for good."""
+    module = types.ModuleType("hostel.vm.machine")
+    module.Machine = machine_class
+    module.BootFiles = boot_files
+    sys.modules["hostel.vm.machine"] = module
+
 
 if __name__ == "__main__":
+    replace(FakeMachine, BootFiles)
     from hostel.vm import worker
 
     os._exit(worker.main(sys.argv[1:]))

@@ -26,7 +26,8 @@ def test_a_spec_comes_back_as_it_was_written(home):
 
 @given(st.text(), st.lists(st.text()), st.integers(0, 1 << 62), st.booleans())
 def test_toml_that_is_written_is_toml(text, texts, number, flag):
-    data = {"text": text, "texts": texts, "number": number, "flag": flag}
+    tables = [{"text": text, "number": number}, {"flag": flag, "texts": texts}]
+    data = {"text": text, "texts": texts, "number": number, "flag": flag, "tables": tables}
     assert tomllib.loads(store.write_toml({**data, "none": None})) == data
 
 
@@ -152,8 +153,8 @@ def test_the_last_word_is_written_on_a_full_disk(home, monkeypatch):
     def full(*args, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic.tempfile, "mkstemp", full)
+    monkeypatch.setattr(atomic, "_beside", full)
     with pytest.raises(HostelError):
         folder.write_state(VmState(state="stopped"))
-    folder.write_last_state(VmState(state="stopped", reason="poweroff"))
+    folder.write_state_anyway(VmState(state="stopped", reason="poweroff"))
     assert (folder.state().state, folder.state().reason) == ("stopped", "poweroff")

@@ -46,7 +46,7 @@ def test_it_names_what_is_translated_as_it_comes(pid):
     guest.go()
     written.update()
     names = [name for *_, name in lines(pid)]
-    for name in (r"main kernel64 \d+B", r"main\+0x5 kernel64 \d+B", r"main\+0x5 kernel64 \d+B cold"):
+    for name in (r"main kernel64 \d+B", r"main\+0x9 kernel64 \d+B", r"main\+0x9 kernel64 \d+B cold"):
         assert any(re.fullmatch(name, n) for n in names), names
     assert len(set(names)) == len(names) > 6
     spans = sorted((start, start + size) for start, size, _ in lines(pid))

@@ -7,17 +7,19 @@ import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 
 import pytest
 
 from hostel.base.errors import MachineError
-from hostel.client.connection import Connection
+from hostel.base.linux import identity
+from hostel.client.connection import Connection, connect
 from hostel.client.vm import VM
 from hostel.spec import stream
 from hostel.spec.vm import VmSpec
-from hostel.vm import control, launch, store
+from hostel.vm import launch, store
 
 
 def until(condition, seconds=10):
@@ -75,6 +77,51 @@ def test_pause_and_resume_are_states_and_events(start):
         vm.kill()
         seen = [(event["event"], event.get("state")) for event in watcher.events(timeout=10)]
     assert seen == [("state", "paused"), ("state", "running"), ("stopped", None)]
+
+
+NO_ROOM = "no room for disk /x: the file system is full"
+
+
+def test_without_room_for_a_disk_it_stands_still_until_there_is(start):
+    vm = start()
+    with Connection(vm.folder) as watcher:
+        watcher.call("subscribe")
+        type_line(vm, "full 2")
+        until(lambda: vm.state.state == "paused")
+        assert vm.state.reason == NO_ROOM
+        until(lambda: vm.state.state == "running")
+        assert vm.state.reason == ""
+        vm.kill()
+        seen = [(event["event"], event.get("state"), event.get("reason")) for event in watcher.events(timeout=10)]
+    assert seen == [("state", "paused", NO_ROOM), ("state", "running", None), ("stopped", None, "killed")]
+
+
+def test_resume_looks_for_room(start):
+    vm = start()
+    type_line(vm, "full 1000")
+    until(lambda: vm.state.state == "paused")
+    with pytest.raises(MachineError, match=NO_ROOM):
+        vm.resume()
+    assert vm.state.state == "paused"
+    type_line(vm, "full 1")
+    vm.resume()
+    assert vm.state.state == "running"
+
+
+def test_who_is_paused_stays_so_when_there_is_room(start):
+    vm = start()
+    type_line(vm, "full 1000")
+    until(lambda: vm.state.state == "paused")
+    vm.pause()
+    assert vm.state.reason == ""
+    type_line(vm, "full 1")
+    type_line(vm, "echo there")
+    until(lambda: b"there" in vm.logs())
+    vm.resume()
+    assert vm.state.state == "running"
+    vm.pause()
+    vm.reset()
+    assert vm.state.state == "paused"
 
 
 def test_a_killed_worker_is_seen_and_removed(start):
@@ -162,7 +209,7 @@ def test_resets_go_on_and_a_guest_that_only_resets_is_stopped(start):
 
 def talk(vm, data):
     """Everything the worker answers to ``data`` until it is quiet or closes."""
-    with control.connect(str(vm.folder)) as sock:
+    with connect(str(vm.folder)) as sock:
         sock.settimeout(5)
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
@@ -203,7 +250,7 @@ def start_once(tmp_path_factory):
 
 
 def test_an_endless_line_closes_the_connection(start_once):
-    with control.connect(str(start_once.folder)) as sock:
+    with connect(str(start_once.folder)) as sock:
         sock.settimeout(10)
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             for _ in range(1000):
@@ -213,7 +260,7 @@ def test_an_endless_line_closes_the_connection(start_once):
 
 def test_requests_in_pieces_and_in_bunches(start_once):
     line = b'{"jsonrpc": "2.0", "method": "status", "id": "a"}\n'
-    with control.connect(str(start_once.folder)) as sock:
+    with connect(str(start_once.folder)) as sock:
         for byte in line:
             sock.sendall(bytes([byte]))
         sock.sendall(line * 50)
@@ -234,7 +281,7 @@ def test_a_frame_that_is_too_long_closes_the_stream(start_once):
 
 
 def test_many_clients_come_and_go(start_once):
-    socks = [control.connect(str(start_once.folder)) for _ in range(200)]
+    socks = [connect(str(start_once.folder)) for _ in range(200)]
     for sock in socks:
         sock.close()
     until(lambda: start_once.inspect()["statistics"]["control"]["connections"] < 5)
@@ -283,6 +330,35 @@ def test_the_worker_has_no_capabilities(start):
     assert holds["capabilities"] is False
     for name in holds["namespaces"]:
         assert os.readlink(f"/proc/{vm.state.pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's worker becomes another user")
+def test_roots_worker_is_a_user_of_its_own(start, monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:
+        os.chmod(home, 0o755)  # pytest's own folders are closed to others
+        monkeypatch.setenv("HOSTEL_HOME", home)
+        vm, other = start(remove=True), start("two")
+        user = vm.inspect()["confinement"]["user"]
+        assert user == identity.number_for(vm.folder) != other.inspect()["confinement"]["user"]
+        for kind in ("Uid", "Gid"):
+            assert re.search(rf"{kind}:((\t{user}){{4}})$", open(f"/proc/{vm.state.pid}/status").read(), re.M)
+        assert {path.stat().st_uid for path in (vm.folder, *vm.folder.iterdir())} == {user}
+        type_line(vm, "poweroff")
+        until(lambda: not (vm.folder / "lock").exists())
+        # The worker empties its folder, and who lists next removes it.
+        until(lambda: [vm.name for vm in VM.list()] == os.listdir(os.path.join(home, "vms")) == ["two"])
+        other.kill()
+        other.start()  # root's again, then given away again
+        other.kill()
+        other.rm()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's worker becomes another user")
+def test_roots_worker_stays_roots_where_another_could_not_get_to_its_folder(start, home):
+    home.mkdir(mode=0o700)
+    vm = start()
+    assert vm.inspect()["confinement"]["user"] == 0
+    assert {path.stat().st_uid for path in (vm.folder, *vm.folder.iterdir())} == {0}
 
 
 def test_the_worker_inherits_no_files(start, tmp_path):

@@ -8,8 +8,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -40,29 +38,33 @@ def told(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """A file to write that becomes ``path`` when the block ends well."""
+def replacing(path: Path, mode: int = 0o644, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that becomes ``path`` when the block ends well. One that isn't ``durable`` may be lost, or be
+    empty, if the host crashes soon."""
     path = Path(path)
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        name = _beside(path)
+        number = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(number, "wb") as file:
                 yield file
                 file.flush()
                 os.fchmod(number, mode)
-                os.fsync(number)
+                if durable:
+                    os.fsync(number)
             os.rename(name, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
-def write(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+def write(path: Path, data: bytes | str, mode: int = 0o644, durable: bool = True) -> None:
     """Replaces the content of ``path``."""
-    with replacing(path, mode) as file:
+    with replacing(path, mode, durable) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
@@ -76,7 +78,7 @@ def replacing_folder(path: Path, mode: int = 0o755) -> Iterator[Path]:
     path = Path(path)
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        new = new_folder(path.parent, f".{path.name}.")
         old = None
         try:
             yield new
@@ -86,42 +88,77 @@ def replacing_folder(path: Path, mode: int = 0o755) -> Iterator[Path]:
                     sync_file(Path(root, name))
                 sync_folder(Path(root))
             if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+                old = new_folder(path.parent, f".{path.name}.")
                 os.rename(path, old)
             os.rename(new, path)
         except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
+            remove_folder(new)
             if old and not path.exists():
                 os.rename(old, path)
             raise
         sync_folder(path.parent)
         if old:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_folder(old)
+
+
+def new_folder(parent: Path, prefix: str) -> Path:
+    """Make a folder in ``parent``, for its owner only, by a name that nobody has and that begins with ``prefix``."""
+    folder = parent / f"{prefix}{os.urandom(8).hex()}"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def remove_folder(path: Path) -> None:
+    """With all that is in it, as far as that can be done."""
+    import shutil  # with three libraries that compress: commands that remove nothing start faster without it
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on the file ``path``, which is made and stays; waits for it, after ``waiting()``.
+    """Holds an exclusive lock on the file ``path``, which is made and stays, unless who holds it removes it; waits for
+    it, after ``waiting()``.
 
     The kernel lets go of it with the process: a killed owner leaves nothing to clean up.
     """
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waiting:
-                    waiting()
-                fcntl.flock(number, fcntl.LOCK_EX)
-        except BaseException:
+        number = _lock(path, waiting)
+        while not _is_at(number, path):  # it was removed while we waited for it
             os.close(number)
-            raise
+            number = _lock(path, waiting)
     try:
         yield
     finally:
         os.close(number)
+
+
+def _lock(path: Path, waiting: Callable[[], None] | None) -> int:
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                waiting()
+            fcntl.flock(number, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(number)
+        raise
+    return number
+
+
+def _is_at(number: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(number), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _beside(path: Path) -> Path:
+    """A new name beside ``path``."""
+    return path.with_name(f".{path.name}.{os.urandom(8).hex()}")
 
 
 def sync_file(path: Path) -> None:

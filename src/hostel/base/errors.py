@@ -5,6 +5,8 @@ wrong and, where it helps, what to do next. It is raised low and printed once, a
 What a *guest* does wrong is never an exception.
 """
 
+from errno import EIO
+
 
 class HostelError(Exception):
     """Something a person can mend; ``str()`` is one line. ``status`` is the CLI's exit status."""
@@ -20,6 +22,14 @@ class BusError(HostelError):
     """Two devices want the same addresses."""
 
 
+class BlockError(HostelError):
+    """A disk image that can't be opened, read or written; ``errno`` is what a device tells its guest by."""
+
+    def __init__(self, message: str, errno: int = EIO):
+        super().__init__(message)
+        self.errno = errno
+
+
 class BootError(HostelError):
     """A kernel or initramfs that can't be booted."""
 
@@ -30,6 +40,10 @@ class ImageError(HostelError):
 
 class MachineError(HostelError):
     """A VM that can't be made, found, reached or changed."""
+
+
+class NetworkError(HostelError):
+    """A network that can't be made or reached as asked: a port that is taken, an address that isn't the host's."""
 
 
 class UsageError(HostelError):

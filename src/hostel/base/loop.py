@@ -15,6 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from hostel.base.linux import eventfd
+
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 
@@ -38,10 +40,11 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], object]] = {}
+        self._events: dict[int, int] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._soon: deque[Callable[[], object]] = deque()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake = eventfd.make()
         self._running = False
         self.on_error: Callable[[BaseException], None] | None = None
         self.watch(self._wake, READ, self._woken)
@@ -56,11 +59,20 @@ class Loop:
         else:
             self._epoll.register(fd, events)
         self._handlers[fd] = handler
+        self._events[fd] = events
 
     def unwatch(self, fd: int) -> None:
         """Forget ``fd``; must come before it is closed. Unknown ones are ignored."""
         if self._handlers.pop(fd, None) is not None:
+            del self._events[fd]
             self._epoll.unregister(fd)
+
+    def renew(self) -> None:
+        """In a forked child, which has what it watches open under the same numbers: no longer by its parent's epoll."""
+        self._epoll.close()
+        self._epoll = select.epoll()
+        for fd, events in self._events.items():
+            self._epoll.register(fd, events)
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
         timer = Timer(when, callback)
@@ -78,6 +90,9 @@ class Loop:
         timer = Timer(when, callback)
         self.call_soon_threadsafe(lambda: heapq.heappush(self._timers, (when, next(self._order), timer)))
         return timer
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
 
     def stop(self) -> None:
         self._running = False

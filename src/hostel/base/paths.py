@@ -7,9 +7,11 @@ Specification: ``~/.local/share`` when unset; a relative value is to be ignored)
 import os
 from pathlib import Path
 
+from hostel.base.errors import MachineError
+
 
 def home() -> Path:
-    """The folder with ``vms/``, ``images/`` and ``cache/``. It need not exist yet."""
+    """The folder with ``vms/``, ``networks/``, ``images/`` and ``cache/``. It need not exist yet."""
     if chosen := os.environ.get("HOSTEL_HOME"):
         return Path(chosen).absolute()
     if os.geteuid() == 0:
@@ -24,6 +26,27 @@ def images() -> Path:
 
 def vms() -> Path:
     return home() / "vms"
+
+
+def vm(name: str) -> Path:
+    """The folder of an existing VM."""
+    folder = vms() / name
+    if "/" in name or name.startswith(".") or not name or not (folder / "vm.toml").exists():
+        raise MachineError(f"there is no VM named '{name}'; 'hostel ps' lists what there is")
+    return folder
+
+
+def disks() -> Path:
+    """A folder a VM: the layers that its own disks are made of since snapshots were taken."""
+    return home() / "disks"
+
+
+def snapshots() -> Path:
+    return home() / "snapshots"
+
+
+def networks() -> Path:
+    return home() / "networks"
 
 
 def cache() -> Path:

@@ -1,14 +1,14 @@
 """The ACPI tables (ACPI 6.4, chapter 5): RSDP, XSDT, FADT, FACS, MADT, MCFG and a DSDT in AML.
 
 They describe the board that board.py wires: legacy PC interrupts with IRQ 0 at pin 2, SCI at 9, one PCI
-root whose slots use GSI 16..23, COM ports, CMOS clock. There is no HPET, no VGA and no keyboard.
+root whose slots use GSI 16..23, COM ports, CMOS clock, VM generation ID. There is no HPET, no VGA and no keyboard.
 """
 
 import struct
 from collections.abc import Sequence
 
 from hostel.board import aml, pm
-from hostel.board.memmap import ACPI_TABLES, ECAM, ECAM_BUSES, ECAM_SIZE, HIGH_MEMORY, IOAPIC, LAPIC, Layout
+from hostel.board.memmap import ACPI_TABLES, ECAM, ECAM_BUSES, ECAM_SIZE, GENERATION_ID, IOAPIC, LAPIC, Layout
 
 OEM = b"HOSTEL"
 SCI = 9
@@ -16,6 +16,7 @@ FIRST_PCI_GSI = 16
 PCI_GSIS = 8
 RESET_PORT, RESET_VALUE = 0xCF9, 6
 RTC_CENTURY = 0x32
+GENERATION_EVENT = 5  # a bit of the general-purpose events; the DSDT's _E05
 PCI_IO_WINDOW = (0x1000, 0xEFFF)  # (first, last) of what cards get; the legacy ports are below
 
 
@@ -44,20 +45,21 @@ def _gas(port: int, width: int, access: int) -> bytes:
 
 def _fadt(facs: int, dsdt: int) -> bytes:
     event, control, timer = pm.PM_BASE + pm.EVENT, pm.PM_BASE + pm.CONTROL, pm.PM_BASE + pm.TIMER
+    events = pm.PM_BASE + pm.GPE
     none = bytes(12)
     # WBINVD works, C1 on all processors, no sleep button, RTC wake not in fixed registers, 32-bit PM timer,
     # reset register there
     flags = 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10
     boot_flags = 1 << 0 | 1 << 2  # devices on the ISA bus; no VGA. Not set: 8042
     body = struct.pack("<IIBBHIBBBB", facs, dsdt, 0, 0, SCI, 0, 0, 0, 0, 0)
-    body += struct.pack("<IIIIIIII", event, 0, control, 0, 0, timer, 0, 0)
-    body += struct.pack("<BBBBBBBB", 4, 2, 0, 4, 0, 0, 0, 0)
+    body += struct.pack("<IIIIIIII", event, 0, control, 0, 0, timer, events, 0)
+    body += struct.pack("<BBBBBBBB", 4, 2, 0, 4, pm.GPE_SIZE, 0, 0, 0)
     body += struct.pack("<HHHHBBBBB", 0xFFF, 0xFFF, 0, 0, 0, 0, 0, 0, RTC_CENTURY)  # no C2, no C3
     body += struct.pack("<HBI", boot_flags, 0, flags)
     body += _gas(RESET_PORT, 8, 1) + struct.pack("<BHB", RESET_VALUE, 0, 4)  # ARM flags; FADT 6.4
     body += struct.pack("<QQ", facs, dsdt)
     body += _gas(event, 32, 2) + none + _gas(control, 16, 2) + none + none + _gas(timer, 32, 3)
-    body += none * 4 + bytes(8)  # GPE blocks, sleep registers, hypervisor vendor
+    body += _gas(events, 8 * pm.GPE_SIZE, 1) + none * 3 + bytes(8)  # GPE1, sleep registers, hypervisor vendor
     return _table(b"FACP", 6, body)
 
 
@@ -65,7 +67,7 @@ def _facs() -> bytes:
     return struct.pack("<4sIIIIIQB", b"FACS", 64, 0, 0, 0, 0, 0, 2).ljust(64, b"\0")
 
 
-def _madt(apic_ids: Sequence[int], ioapic_id: int) -> bytes:
+def _madt(apic_ids: Sequence[int], ioapic_id: int, serial: Sequence[tuple[int, int]]) -> bytes:
     body = struct.pack("<II", LAPIC, 1)  # the 8259s are there
     for uid, apic_id in enumerate(apic_ids):
         if apic_id < 255 and uid < 255:
@@ -75,6 +77,8 @@ def _madt(apic_ids: Sequence[int], ioapic_id: int) -> bytes:
     body += struct.pack("<BBBBII", 1, 12, ioapic_id, 0, IOAPIC, 0)
     body += struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0)  # IRQ 0 is pin 2, as the bus has it
     body += struct.pack("<BBBBIH", 2, 10, 0, SCI, SCI, 0xD)  # SCI: level, active high
+    for _, irq in serial:  # so are these: see board.SERIAL_PORTS
+        body += struct.pack("<BBBBIH", 2, 10, 0, irq, irq, 0xD)
     body += struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1)  # NMI on everyone's LINT1
     if len(apic_ids) > 255:
         body += struct.pack("<BBHIBBBB", 0xA, 12, 0, 0xFFFFFFFF, 1, 0, 0, 0)
@@ -112,7 +116,7 @@ def _dsdt(apic_ids: Sequence[int], serial: Sequence[tuple[int, int]], layout: La
             f"COM{n + 1}",
             aml.name("_HID", aml.eisa_id("PNP0501")),
             aml.name("_UID", aml.integer(n + 1)),
-            aml.name("_CRS", aml.resources(aml.io_ports(port, 8), aml.irq_edge(irq))),
+            aml.name("_CRS", aml.resources(aml.io_ports(port, 8), aml.irq_level(irq))),
         )
         for n, (port, irq) in enumerate(serial)
     ]
@@ -139,9 +143,22 @@ def _dsdt(apic_ids: Sequence[int], serial: Sequence[tuple[int, int]], layout: La
         aml.name("_CRS", windows),
         aml.name("_PRT", aml.package(*routes)),
     )
+    # "Virtual Machine Generation ID" (Microsoft, 2018). Its _CID is longer than ACPI allows, hence the second one.
+    generation = aml.device(
+        "VGEN",
+        aml.name("_HID", aml.string("HSTL0001")),
+        aml.name("_CID", aml.package(aml.string("VM_Gen_Counter"), aml.string("VMGENCTR"))),
+        aml.name("_DDN", aml.string("VM_Gen_Counter")),
+        aml.name("ADDR", aml.package(aml.integer(GENERATION_ID & 0xFFFFFFFF), aml.integer(GENERATION_ID >> 32))),
+    )
+    changed = aml.method(f"_E{GENERATION_EVENT:02X}", aml.notify("\\_SB.VGEN", 0x80))
     sleep = aml.package(aml.integer(pm.SLP_TYP_S5), aml.integer(0), aml.integer(0), aml.integer(0))
     return _table(
-        b"DSDT", 2, aml.scope("\\_SB", *processors, root, board, *ports, clock) + aml.name("\\_S5", sleep)
+        b"DSDT",
+        2,
+        aml.scope("\\_SB", *processors, root, board, *ports, clock, generation)
+        + aml.scope("\\_GPE", changed)
+        + aml.name("\\_S5", sleep),
     )
 
 
@@ -165,9 +182,9 @@ def build(
 
     facs = put(_facs())
     dsdt = put(_dsdt(apic_ids, serial, layout))
-    tables = [put(_fadt(facs, dsdt)), put(_madt(apic_ids, ioapic_id)), put(_mcfg())]
+    tables = [put(_fadt(facs, dsdt)), put(_madt(apic_ids, ioapic_id, serial)), put(_mcfg())]
     xsdt = put(_table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
-    if at > HIGH_MEMORY:
+    if at > GENERATION_ID:
         raise ValueError("the ACPI tables don't fit below 1 MiB")
     rsdp = bytearray(struct.pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, OEM, 2, 0, 36, xsdt, 0))
     rsdp[8] = _checksum(rsdp[:20])

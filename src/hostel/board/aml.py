@@ -1,4 +1,4 @@
-"""Encoding of ACPI machine language, as much as a DSDT of constant objects needs (ACPI 6.4, chapter 20).
+"""Encoding of ACPI machine language, as much as our DSDT needs: constant objects, an event (ACPI 6.4, chapter 20).
 
 Every function returns bytes; terms are nested by passing bytes.
 """
@@ -82,6 +82,16 @@ def device(path: str, *terms: bytes) -> bytes:
     return b"\x5b\x82" + with_length(name_string(path) + b"".join(terms))
 
 
+def method(path: str, *terms: bytes) -> bytes:
+    """``Method (path, 0) { ... }``, without arguments."""
+    return b"\x14" + with_length(name_string(path) + b"\0" + b"".join(terms))
+
+
+def notify(path: str, value: int) -> bytes:
+    """``Notify (path, value)``."""
+    return b"\x86" + name_string(path) + integer(value)
+
+
 # -- resource descriptors (6.4)
 
 
@@ -98,6 +108,11 @@ def io_ports(base: int, length: int) -> bytes:
 def irq_edge(number: int) -> bytes:
     """An ISA interrupt: edge, high, exclusive."""
     return struct.pack("<BH", 0x22, 1 << number)
+
+
+def irq_level(number: int) -> bytes:
+    """An ISA interrupt: level, high, exclusive (ACPI 6.4, 6.4.2.1)."""
+    return struct.pack("<BHB", 0x23, 1 << number, 0)
 
 
 def memory_fixed(base: int, length: int) -> bytes:

@@ -4,6 +4,7 @@ The board knows no card and no engine. Whoever builds a machine makes it, plugs 
 in, calls ``write_tables()`` and then starts the vCPUs.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,8 +21,12 @@ from hostel.bus.irq import IrqLine
 from hostel.bus.space import Region, Space
 from hostel.memory.ram import Ram
 
-SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3))  # (port, IRQ) of COM1 and COM2
+# (port, IRQ) of COM1 and COM2. Their interrupts are level triggered, unlike a PC's: a line that is infinitely fast may
+# keep Linux's handler busy for longer than it likes (512 passes, serial8250_interrupt), whereupon it returns with the
+# interrupt still raised, and never hears of an edge again.
+SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3))
 VERSION = 1
+GENERATION_SIZE = 16  # bytes
 
 Schedule = Callable[[int, Callable[[], None]], object]
 
@@ -47,7 +52,7 @@ class Board:
         reset: Callable[[], None],
     ):
         self.ram, self.layout, self.pio, self.mmio = ram, layout, pio, mmio
-        self.pic = Pic()
+        self.pic = Pic(level=[irq for _, irq in SERIAL_PORTS])
         self.apic_bus = ApicBus()
         self.apics = [
             LocalApic(self.apic_bus, vcpu, index, self.pic if index == 0 else None)
@@ -116,7 +121,19 @@ class Board:
         serial = [SERIAL_PORTS[i] for i in sorted(self._serial)]
         address, image = acpi.build(self.layout, [apic.id for apic in self.apics], serial=serial)
         self.ram.write(address, image)
+        self.ram.write(memmap.GENERATION_ID, os.urandom(GENERATION_SIZE))
         return address
+
+    def new_generation(self, guid: bytes) -> None:
+        """Tell the guest that it is another than it was, a copy: it gathers fresh entropy (VM generation ID).
+
+        ``guid``: 16 bytes that no other machine has. The vCPUs must stand still; in a restored machine, memory and
+        board were loaded before.
+        """
+        if len(guid) != GENERATION_SIZE:
+            raise ValueError(f"a generation ID has {GENERATION_SIZE} bytes, not {len(guid)}")
+        self.ram.write(memmap.GENERATION_ID, guid)
+        self.pm.raise_event(acpi.GENERATION_EVENT)
 
     def press_power_button(self) -> bool:
         """Ask the guest to shut down; whether it listens to the button."""
@@ -128,8 +145,11 @@ class Board:
         """Everything but serial ports and cards' own state."""
         parts = {"pic": self.pic, "ioapic": self.ioapic, "pit": self.pit, "rtc": self.rtc, "pm": self.pm}
         parts |= {"i8042": self.i8042, "pci": self.pci}
+        # The cards first: what they have under way ends then, and interrupts.
+        pci = parts.pop("pci").save()
         return {
             "version": VERSION,
+            "pci": pci,
             "apics": [apic.save() for apic in self.apics],
             "lines": {number: line.level for number, line in self._lines.items()},
             "time": time.time(),

@@ -2,7 +2,8 @@
 
     0                low RAM, up to 3 GiB
       0x9FC00        EBDA (reserved), then the VGA hole
-      0xE0000        ACPI tables, RSDP first, up to 1 MiB (reserved)
+      0xE0000        ACPI tables, RSDP first (reserved)
+      0xFF000        the VM generation ID, in a page of its own, up to 1 MiB (reserved)
     0xC0000000       PCI memory, 32-bit window
     0xE0000000       PCI ECAM
     0xFEC00000       I/O APIC
@@ -20,6 +21,7 @@ PAGE = 4096
 EBDA = 0x9FC00
 VGA_HOLE = 0xA0000
 ACPI_TABLES = 0xE0000
+GENERATION_ID = 0xFF000
 HIGH_MEMORY = 0x100000
 PCI_HOLE = 0xC0000000
 ECAM = 0xE0000000

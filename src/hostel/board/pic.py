@@ -48,12 +48,17 @@ def _request(chip: cython.pointer(Chip), is_master: cython.bint) -> cython.int:
 
 @cython.cclass
 class Pic(IrqSink):
-    """Inputs 0..15; input 2 is the cascade and can't be driven from outside."""
+    """Inputs 0..15; input 2 is the cascade and can't be driven from outside. ``level``: those that the firmware has
+    made level triggered, in ELCR."""
 
     def __cinit__(self):
         mutex_init(cython.address(self.mutex), cython.NULL)
         self.chips[0].elcr_mask = 0xF8  # IRQ 0, 1, 2 are edge triggered for ever
         self.chips[1].elcr_mask = 0xDE  # and so are 8 and 13
+
+    def __init__(self, level=()):
+        for pin in level:
+            self.chips[pin >> 3].elcr |= 1 << (pin & 7)
 
     def connect(self, vcpu: Vcpu):
         """Let ``vcpu`` see INTR (through its local APIC, which asks ``peek``)."""

@@ -1,6 +1,7 @@
-"""ACPI power management: PM1 event and control blocks, the PM timer, and the ports that reset a PC.
+"""ACPI power management: PM1 event and control blocks, the PM timer, general-purpose events, and the ports that reset
+a PC.
 
-ACPI 6.4, 4.8.3. SCI_EN is always set (there is no SMI_CMD), so the machine is in ACPI mode from the start.
+ACPI 6.4, 4.8.3 and 4.8.4.1. SCI_EN is always set (there is no SMI_CMD), so the machine is in ACPI mode from the start.
 Lock: ``lock``, for vCPUs' threads and the event loop's; ``power_off`` is called with it.
 Limits: the timer's overflow status, sleep states other than S5 and the RTC wake bit are not there.
 """
@@ -14,7 +15,8 @@ from hostel.bus.space import PyRegion
 
 PM_BASE = 0x600
 PM_SIZE = 16
-EVENT, CONTROL, TIMER = 0, 4, 8  # offsets of the blocks
+EVENT, CONTROL, TIMER, GPE = 0, 4, 8, 12  # offsets of the blocks
+GPE_SIZE = 4  # bytes: status of 16 events, then their enable bits
 PM_TIMER_HZ = 3579545
 SLP_TYP_S5 = 5
 POWER_BUTTON = 0x100
@@ -25,7 +27,7 @@ SLP_EN = 0x2000
 class PowerManagement(PyRegion):
     """Ports 0x600..0x60F. ``sci`` is a level-triggered line; ``power_off`` is called once S5 is entered."""
 
-    VERSION = 1
+    VERSION = 2  # 1 had no general-purpose events
 
     def __init__(self, sci: IrqLine, power_off: Callable[[], None], now_ns: Callable[[], int] = time.monotonic_ns):
         super().__init__("acpi-pm")
@@ -35,6 +37,8 @@ class PowerManagement(PyRegion):
         self.started = now_ns()
         self.status = 0
         self.enable = 0
+        self.gpe_status = 0
+        self.gpe_enable = 0
         self.control = SCI_EN
         self.lock = threading.Lock()
 
@@ -49,13 +53,20 @@ class PowerManagement(PyRegion):
             self._update()
         return bool(self.enable & POWER_BUTTON)
 
+    def raise_event(self, number: int) -> None:
+        """A general-purpose event has happened: its status bit stays until the guest clears it."""
+        with self.lock:
+            self.gpe_status |= 1 << number
+            self._update()
+
     def _update(self) -> None:
-        self.sci.set_py(1 if self.status & self.enable else 0)
+        self.sci.set_py(1 if self.status & self.enable or self.gpe_status & self.gpe_enable else 0)
 
     def read_py(self, offset: int, size: int) -> int:
         if TIMER <= offset < TIMER + 4:
             return self.timer() >> 8 * (offset - TIMER)
         registers = self.status | self.enable << 16 | (self.control | SCI_EN) << 32
+        registers |= self.gpe_status << 8 * GPE | self.gpe_enable << 8 * GPE + 16
         return registers >> 8 * offset & (1 << 8 * size) - 1
 
     def write_py(self, offset: int, size: int, value: int) -> None:
@@ -76,6 +87,11 @@ class PowerManagement(PyRegion):
             # SLP_EN is write-only and acts on the SLP_TYP that is written with it.
             if shift == 8 and byte & SLP_EN >> 8 and byte >> 2 & 7 == SLP_TYP_S5:
                 self.power_off()
+        elif GPE <= offset < GPE + 2:
+            self.gpe_status &= ~(byte << 8 * (offset - GPE))
+        elif GPE + 2 <= offset < GPE + 4:
+            shift = 8 * (offset - GPE - 2)
+            self.gpe_enable = self.gpe_enable & ~(0xFF << shift) | byte << shift
 
     def save(self) -> dict:
         """Registers; the timer as its count."""
@@ -84,14 +100,17 @@ class PowerManagement(PyRegion):
             "status": self.status,
             "enable": self.enable,
             "control": self.control,
+            "gpe_status": self.gpe_status,
+            "gpe_enable": self.gpe_enable,
             "timer": self.timer(),
         }
 
     def load(self, state: dict) -> None:
         """Restore what ``save`` gave."""
-        if state["version"] != self.VERSION:
-            raise ValueError(f"acpi-pm: state version {state['version']} is not {self.VERSION}")
+        if state["version"] not in (1, self.VERSION):
+            raise ValueError(f"acpi-pm: state version {state['version']} is neither 1 nor {self.VERSION}")
         self.status, self.enable, self.control = state["status"], state["enable"], state["control"]
+        self.gpe_status, self.gpe_enable = state.get("gpe_status", 0), state.get("gpe_enable", 0)
         # Rounded up, so that the count is not one less than what was saved.
         self.started = self.now_ns() - -(-state["timer"] * 1_000_000_000 // PM_TIMER_HZ)
 

@@ -11,7 +11,8 @@ import importlib
 # What a positional argument's metavar completes to.
 _VMS = "hostel ps --quiet 2>/dev/null"
 _IMAGES = "hostel image ls --quiet 2>/dev/null"
-_FILES = ("--kernel", "--initrd", "--symbols", "--socket")
+_FILES = ("--kernel", "--initrd", "--symbols", "--socket", "--backing", "--base", "--cloud-init", "--ssh-key")
+_TAKE_FILES = ("disk",)  # commands of which any argument may be a file
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,17 +33,22 @@ def options() -> dict[str, tuple[list[tuple[str, str]], str]]:
     for command, (module, _) in COMMANDS.items():
         parser = Parser(prog=command)
         importlib.import_module(module).configure(parser)
-        flags, what = [], ""
+        flags, what = _flags(parser), ""
         for action in parser._actions:
-            flags += [(flag, action.help or "") for flag in action.option_strings if flag.startswith("--")]
             if isinstance(action, argparse._SubParsersAction):
                 what = "words:" + " ".join(action.choices)
+                flags = list(dict(pair for sub in (parser, *action.choices.values()) for pair in _flags(sub)).items())
             elif not action.option_strings and action.metavar in ("NAME", "IMAGE"):
                 what = what or {"NAME": "vms", "IMAGE": "images"}[str(action.metavar)]
             elif not action.option_strings and action.choices:
                 what = "words:" + " ".join(map(str, action.choices))
         out[command] = (flags, what)
     return out
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
+    return [(flag, action.help or "") for action in parser._actions for flag in action.option_strings
+            if flag.startswith("--")]  # fmt: skip
 
 
 def _words(what: str) -> str:
@@ -68,7 +74,7 @@ _hostel() {{
 {cases}  esac
   COMPREPLY=($(compgen -W "$words" -- "$current"))
 }}
-complete -F _hostel hostel
+complete -o bashdefault -o default -F _hostel hostel
 """
 
 
@@ -85,7 +91,7 @@ _hostel() {{
   case "$words[CURRENT-1]" in {"|".join(_FILES)}) _files; return ;; esac
   case "$words[2]" in
 {cases}  esac
-  compadd -- $choices
+  compadd -- $choices || _files
 }}
 compdef _hostel hostel
 """
@@ -102,6 +108,8 @@ def fish() -> str:
         for flag, text in flags:
             file = " -r -F" if flag in _FILES else ""
             lines.append(f"complete -c hostel {seen} -l {flag[2:]}{file} -d {_quote(text)}")
+        if command in _TAKE_FILES:
+            lines.append(f"complete -c hostel {seen} -F")
         if what:
             words = what[6:] if what.startswith("words:") else f"({_VMS if what == 'vms' else _IMAGES})"
             lines.append(f"complete -c hostel {seen} -a {_quote(words)}")

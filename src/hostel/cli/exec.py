@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hostel.base.errors import UsageError
-    from hostel.client.vm import VM
+    from hostel.base.paths import vm
 
     if not args.command:
         raise UsageError(f"exec: what shall '{args.name}' run? For example: hostel exec {args.name} -- sh")
@@ -30,15 +30,16 @@ def run(args: argparse.Namespace) -> int:
         if not equals or not key:
             raise UsageError(f"exec: '{pair}' is not KEY=VALUE")
         env[key] = value
-    return run_in(VM.get(args.name), args.command, env=env, cwd=args.workdir, no_tty=args.no_tty)
+    return run_in(vm(args.name), args.command, env=env, cwd=args.workdir, no_tty=args.no_tty)
 
 
-def run_in(vm, command, *, env=None, cwd="", no_tty=False) -> int:
-    """Run ``command`` in ``vm`` on our standard streams; its status."""
+def run_in(folder, command, *, env=None, cwd="", no_tty=False) -> int:
+    """Run ``command`` in the VM in ``folder`` on our standard streams; its status."""
     import contextlib
     import os
 
     from hostel.base.linux import tty
+    from hostel.client.attach import attach
     from hostel.client.bridge import write_all
 
     # With all three on a terminal nobody can tell stdout from stderr, and the command can have a terminal too.
@@ -47,8 +48,8 @@ def run_in(vm, command, *, env=None, cwd="", no_tty=False) -> int:
     if terminal and "TERM" in os.environ:
         env.setdefault("TERM", os.environ["TERM"])
     with tty.raw(0) if terminal else contextlib.nullcontext():
-        return vm.attach(
-            command, env=env, cwd=cwd, tty=tty.size(0) if terminal else None, window=0 if terminal else None,
+        return attach(
+            folder, command, env=env, cwd=cwd, tty=tty.size(0) if terminal else None, window=0 if terminal else None,
             on_stdout=write_all(1), on_stderr=write_all(2),
             forward=(signal.SIGTERM, signal.SIGHUP) if terminal else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
         )

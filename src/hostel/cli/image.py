@@ -1,4 +1,4 @@
-"""List, inspect, fetch and remove images."""
+"""List, inspect, make and remove images."""
 
 import argparse
 import json
@@ -22,6 +22,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     pull.add_argument("name", metavar="IMAGE", nargs="?", default="micro")
     pull.add_argument("--json", action="store_true", help="for programs: an object")
 
+    build = actions.add_parser("build", help="make a disk image: a whole Debian, by mmdebstrap")
+    build.add_argument("name", metavar="debian[:SUITE]", help="of the host's own suite, or another: debian:trixie")
+    build.add_argument("--include", default="", metavar="PKG,...", help="packages besides; cloud-init, for example")
+    build.add_argument("--size", default="8G", metavar="SIZE", help="of the disk, of which what is used is stored (8G)")
+    build.add_argument("--ssh-key", metavar="FILE", help="a public key that may log in as root")
+    build.add_argument("--json", action="store_true", help="for programs: an object")
+
     rm = actions.add_parser("rm", help="remove images; VMs made from them stay")
     add_names(rm, "images, by name")
 
@@ -33,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
         return each(args.names, store.remove)
     if args.action == "ls":
         return show_list(args)
-    if args.action == "pull":
-        image = store.pull(args.name)
+    if args.action in ("pull", "build"):
+        image = build(args) if args.action == "build" else store.pull(args.name)
         print(json.dumps(described(image), indent=2) if args.json else f"{image.name}: Linux {image.kernel_version}")
         return 0
     found = store.find(args.name)
@@ -45,6 +52,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         print((found.folder / "image.toml").read_text(), end="")
     return 0
+
+
+def build(args: argparse.Namespace) -> Any:
+    from hostel.base.units import parse_size
+    from hostel.images import bootstrap, seed, store
+
+    key = "\n".join(seed.public_keys(args.ssh_key)) if args.ssh_key else ""
+    include = tuple(filter(None, args.include.replace(",", " ").split()))
+    options = bootstrap.Options(include=include, size=parse_size(args.size), ssh_key=key)
+    options.check()
+    return store.build(args.name, options)
 
 
 def show_list(args: argparse.Namespace) -> int:

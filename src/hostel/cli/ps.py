@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     table = [["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "UPTIME", "PID"]]
     for row in rows:
         how = row["state"]
-        if row["reason"] and how not in ("running", "paused", "starting"):
+        if row["reason"] and how not in ("running", "starting"):
             how += f" ({row['reason']})"
         table.append([
             row["name"], how, row["image"] or "-", str(row["cpus"] or "-"),

@@ -7,6 +7,11 @@ the guest reads it. A VM without a name is removed when it ends.
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hostel.client.vm import VM
+    from hostel.spec.disk import DiskSpec
 
 TAKES_COMMAND = True
 
@@ -14,13 +19,44 @@ TAKES_COMMAND = True
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "hostel run [IMAGE] [OPTION...] [-- COMMAND...]"
     parser.add_argument("image", metavar="IMAGE", nargs="?", help="what to boot (default: micro)")
+    parser.add_argument("--from", dest="origin", metavar="VM@NAME", help="start another VM where a snapshot was taken "
+                        "(with --name, -p, --rm and --detach only)")
+    parser.add_argument("--warm", action="store_true",
+                        help="be a copy of a VM that has booted already, in milliseconds (the first time it boots)")
     parser.add_argument("--name", help="a name of your choice; the VM then stays when it ends")
     parser.add_argument("--cpus", type=int, default=1, metavar="N", help="virtual CPUs, 1 to 16 (default: 1)")
     parser.add_argument("--memory", default="512M", metavar="SIZE", help="for example 512M or 4G (default: 512M)")
     parser.add_argument("--kernel", metavar="FILE", help="a kernel to boot: bzImage or ELF vmlinux")
     parser.add_argument("--initrd", metavar="FILE", help="its initramfs")
     parser.add_argument("--append", default="", metavar="TEXT", help="added to the kernel's command line")
+    parser.add_argument("--network", action="append", metavar="NET", help="a network card on nat (default), none, a "
+                        "named network, tap:IF or bridge:BR; then ,mac= ,mtu= ,queues= ,rate= ,spoof=on; repeatable")
+    parser.add_argument("-p", "--publish", action="append", metavar="FORWARD",
+                        help="[ADDRESS:]HOST:GUEST[/udp]: a port of the host's that leads to the guest; repeatable")
+    parser.add_argument("--mac", help="the first card's MAC address (default: one of its own, kept)")
+    parser.add_argument("--net-rate", metavar="RATE", help="bytes a second of each card, either way: 10M or 10M:BURST")
+    parser.add_argument("--allow-host-loopback", action="store_true",
+                        help="the guest reaches the host's loopback as its gateway's address")
+    parser.add_argument("--vsock", nargs="?", const="", metavar="PATH",
+                        help="vsock over unix sockets: PATH (default: vsock.sock in the VM's folder), PATH_PORT")
     parser.add_argument("--engine", default="bt", choices=["bt"], help="what runs guest code (default: bt)")
+    parser.add_argument(
+        "--device", action="append", default=[], metavar="KIND",
+        help="a virtio card: rng, balloon, hvc (/dev/hvc0), port:NAME (/dev/virtio-ports/NAME); may be repeated",
+    )
+    parser.add_argument(
+        "--disk", action="append", default=[], metavar="PATH[,OPTION...]",
+        help="a disk: its image, format=raw|qcow2, readonly, cache=writeback|none, serial=TEXT, iops=N, rate=SIZE",
+    )
+    parser.add_argument("--disk-size", metavar="SIZE", help="of the VM's own disk, where the image is one (debian)")
+    parser.add_argument("--cloud-init", metavar="FILE", help="NoCloud user data, or a folder with it and meta-data")
+    parser.add_argument("--ssh-key", metavar="FILE", help="a public key that may log in as root")
+    parser.add_argument("--disk-iops", metavar="N[:BURST]", help="requests a second, of disks without an iops=")
+    parser.add_argument("--disk-rate", metavar="SIZE[:BURST]", help="bytes a second, of disks without a rate=")
+    parser.add_argument(
+        "-v", "--volume", metavar="HOSTDIR:GUESTDIR[:ro]", action="append", default=[], dest="shares",
+        help="share a folder (more options: owners=host, cache=none|always)",
+    )
     parser.add_argument("-d", "--detach", action="store_true", help="in the background; prints the VM's name")
     parser.add_argument("--rm", action="store_true", help="remove the VM when it ends, though it has a name")
     parser.add_argument("--debug", action="store_true", help="wait for 'hostel debug' at the first instruction")
@@ -35,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
     from hostel.base.errors import UsageError
     from hostel.base.linux import tty
     from hostel.cli.exec import run_in
-    from hostel.client.vm import VM
 
     command = args.command
     on_terminal = tty.is_tty(0) and tty.is_tty(1)
@@ -44,12 +79,10 @@ def run(args: argparse.Namespace) -> int:
         command = ["/bin/sh"]
     if command and not has_agent:
         raise UsageError("a command needs hostel's agent in the guest: name an image beside the kernel")
-    vm = VM.run(
-        args.image, name=args.name, cpus=args.cpus, memory=args.memory, kernel=args.kernel, initrd=args.initrd,
-        append=args.append, engine=args.engine, detach=args.detach, rm=args.rm or None,
-        command=command if args.detach else (), debug=args.debug, verify_code=args.verify_code, trace=args.trace,
-        perf_map=args.perf_map, symbols=args.symbols,
-    )
+    if args.origin or args.warm:
+        vm = _copy(args)
+    else:
+        vm = _boot(args, command)
     if args.detach:
         print(vm.name)
         return 0
@@ -57,9 +90,10 @@ def run(args: argparse.Namespace) -> int:
         if args.debug:
             print(f"hostel: '{vm.name}' waits for a debugger: hostel debug {vm.name}", file=sys.stderr)
         if command:
-            return run_in(vm, command, no_tty=args.no_tty)
+            return run_in(vm.folder, command, no_tty=args.no_tty)
         if on_terminal and not args.debug:
-            print(f"hostel: booting '{vm.name}'; Ctrl-] leaves it, 'poweroff' ends it", file=sys.stderr)
+            begun = "here is" if args.origin or args.warm else "booting"
+            print(f"hostel: {begun} '{vm.name}'; Ctrl-] leaves it, 'poweroff' ends it", file=sys.stderr)
         from hostel.cli.console import be_on
 
         if be_on(vm, replay=True):
@@ -73,3 +107,65 @@ def run(args: argparse.Namespace) -> int:
         if on_terminal or not in_order:
             print(f"hostel: {message}", file=sys.stderr)
     return 0 if in_order else 125
+
+
+def _copy(args: argparse.Namespace) -> "VM":
+    """Of a snapshot, or of an image's warm VM."""
+    from hostel.base.errors import UsageError
+    from hostel.cli.parser import Parser
+    from hostel.client.vm import VM
+
+    parser = Parser()
+    configure(parser)
+    own = {"origin", "warm", "name", "publish", "detach", "rm", "no_tty", "command"}
+    if args.warm:
+        own |= {"image", "cpus", "memory"}
+    given = [name for name in vars(args) if name not in own and getattr(args, name) != parser.get_default(name)]
+    if given:
+        option = "--warm" if args.warm else "--from"
+        raise UsageError(f"{option} doesn't go with --{given[0].replace('_', '-')}: a copy has what its original has")
+    if args.detach and args.command:
+        raise UsageError("a copy that is detached runs no command: 'hostel exec' does")
+    if args.warm:
+        if args.origin:
+            raise UsageError("--warm and --from don't go together")
+        vm = VM.run_warm(
+            args.image, cpus=args.cpus, memory=args.memory, name=args.name, ports=args.publish or (),
+            detach=args.detach, rm=args.rm or None,
+        )
+    else:
+        vm = VM.run_from(
+            args.origin, name=args.name, ports=args.publish or (), detach=args.detach, rm=args.rm or None
+        )
+    return vm
+
+
+def _boot(args: argparse.Namespace, command: list[str]) -> "VM":
+    from hostel.client.vm import VM
+
+    disks = _disks(args)
+    vm = VM.run(
+        args.image, name=args.name, cpus=args.cpus, memory=args.memory, kernel=args.kernel, initrd=args.initrd,
+        append=args.append, engine=args.engine, detach=args.detach, rm=args.rm or None,
+        command=command if args.detach else (), debug=args.debug, verify_code=args.verify_code, trace=args.trace,
+        perf_map=args.perf_map, symbols=args.symbols, networks=args.network, ports=args.publish or (), mac=args.mac,
+        net_rate=args.net_rate, allow_host_loopback=args.allow_host_loopback, vsock=args.vsock, disks=disks,
+        devices=args.device, shares=args.shares,
+        disk_size=args.disk_size, cloud_init=args.cloud_init, ssh_key=args.ssh_key,
+    )
+    for given, found in zip(disks, vm.spec.disks[0 if vm.spec.kernel else 1 :], strict=False):
+        if not given.format:
+            print(f"hostel: {found.path} is {found.format}; ',format={found.format}' makes sure", file=sys.stderr)
+    return vm
+
+
+def _disks(args: argparse.Namespace) -> "list[DiskSpec]":
+    from hostel.spec.disk import parse_disk
+    from hostel.spec.rate import parse_rate
+
+    disks = [parse_disk(text) for text in args.disk]
+    iops = parse_rate(args.disk_iops, "--disk-iops") if args.disk_iops else None
+    rate = parse_rate(args.disk_rate, "--disk-rate") if args.disk_rate else None
+    for disk in disks:
+        disk.iops, disk.rate = disk.iops or iops, disk.rate or rate
+    return disks

@@ -1,16 +1,17 @@
 """A client's connection to a VM's control socket (spec/rpc)."""
 
+import json
+import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from hostel.base.errors import MachineError
-from hostel.spec import rpc
-from hostel.vm.control import connect
+
+TYPE_CHECKING = False  # as typing's; it and msgspec would take longer to import than a command in a guest takes
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Gone(MachineError):
@@ -34,23 +35,25 @@ class Connection:
         self._events: list[dict] = []
         self._next_id = 1
 
-    def call(self, method: str, *, timeout: float | None = None, **params: Any) -> Any:
+    def call(self, method: str, *, timeout: float | None = None, fds: Sequence[int] = (), **params: "Any") -> "Any":
         """The result; ``MachineError`` with the worker's words where it refuses, ``Gone`` where it ends,
-        ``TimeoutError`` after ``timeout`` seconds."""
-        request = rpc.Request(method, params, self._next_id)
+        ``TimeoutError`` after ``timeout`` seconds. ``fds`` go with the request."""
+        id = self._next_id
+        request = {"method": method, "params": params, "id": id, "jsonrpc": "2.0"}
         self._next_id += 1
         try:
-            line = msgspec.json.encode(request) + b"\n"
+            line = json.dumps(request, ensure_ascii=False, separators=(",", ":"), default=_to_builtins).encode() + b"\n"
         except UnicodeEncodeError:
             raise MachineError(f"{method}: arguments must be UTF-8") from None
         self.sock.settimeout(timeout)
         try:
-            self.sock.sendall(line)
+            sent = socket.send_fds(self.sock, [line], fds) if fds else 0
+            self.sock.sendall(line[sent:])
             while True:
                 message = self._message()
                 if message.get("method") == "event":
                     self._events.append(message["params"])
-                elif message.get("id") == request.id:
+                elif message.get("id") == id:
                     break
         except TimeoutError:
             raise
@@ -88,7 +91,7 @@ class Connection:
         events, self._events = self._events, []
         return events
 
-    def upgrade(self, method: str, **params: Any) -> tuple[socket.socket, bytes]:
+    def upgrade(self, method: str, **params: "Any") -> tuple[socket.socket, bytes]:
         """Turn the connection into frames (spec/stream); the socket and what was read beyond the reply."""
         self.call(method, **params)
         self.sock.settimeout(None)
@@ -110,5 +113,26 @@ class Connection:
                 raise Gone(f"'{self.name}' has ended; 'hostel ps' tells how")
             self._lines += data
         line, self._lines = self._lines.split(b"\n", 1)
-        message = msgspec.json.decode(line)
+        message = json.loads(line)
         return message if isinstance(message, dict) else {}
+
+
+def connect(folder: str) -> socket.socket:
+    """A blocking connection to the worker of the VM in ``folder``; ``OSError`` where none listens."""
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(f"/proc/self/fd/{fd}/control.sock")  # an address holds 107 bytes only
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.close(fd)
+    return sock
+
+
+def _to_builtins(value: object) -> object:
+    """What JSON can't say by itself."""
+    import msgspec
+
+    return msgspec.to_builtins(value)

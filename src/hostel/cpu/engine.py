@@ -166,6 +166,12 @@ class Vcpu:
             "sipi": self.sipi_request,
         }
 
+    def ask(self, requests: dict):
+        """Restore what ``requests`` gave, but for the stop."""
+        self.nmi_request = requests["nmi"]
+        self.init_request = requests["init"]
+        self.sipi_request = requests["sipi"]
+
     def kick_py(self):
         """``kick`` for Python threads."""
         self.kick()

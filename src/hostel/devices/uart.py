@@ -25,6 +25,8 @@ from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import free, malloc
 from cython.cimports.libc.string import memcpy
 
+from hostel.base.linux import eventfd
+
 _VERSION = 1
 
 
@@ -57,8 +59,8 @@ class Uart(Region):
     def renew_events(self):
         """Make the eventfds (again: a forked worker must not share its parent's)."""
         self.close()
-        self.tx_fd = os.eventfd(1 if self.tx_head != self.tx_tail else 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.rx_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.tx_fd = eventfd.make(self.tx_head != self.tx_tail)
+        self.rx_fd = eventfd.make()
 
     def close(self):
         """Close the eventfds."""

@@ -4,9 +4,11 @@ It is written in the subset of Python that `tiny` compiles; nothing here ever ru
 is described in `hostel.vm.agent`, its other end.
 
 As process 1 it mounts what a Linux program expects, loads the modules of the devices that are there, puts a
-shell on the console and serves the channel; otherwise ``agent CHANNEL`` serves a device, or an open file
-descriptor given as a number. One process does it all, without a single fork before the shell: under
-emulation each fork and exec costs milliseconds.
+shell on the console and serves the channel; otherwise ``agent CHANNEL...`` serves the first of these devices that is
+there, or an open file descriptor given as a number. One process does it all, without a single fork before the shell:
+under emulation each fork and exec costs milliseconds. A command may be the agent itself (FLAG_SELF): ``send``,
+``receive``, ``connect``, ``mount`` and ``identity`` are agent_copy's, agent_forward's, agent_mount's and
+agent_identity's.
 
 How bytes flow: everything is non-blocking and driven by poll. Output is read from a command's pipe straight
 into TX behind the room for a header, and only when its stream has credit and little waits in TX, so a
@@ -17,14 +19,23 @@ each read of the channel; while much waits in TX, it isn't read.
 Limits: SLOTS commands at once, FRAME_MAX bytes of arguments and environment for each.
 """
 
+from hostel.images import agent_bytes, agent_copy, agent_forward, agent_identity, agent_mount
+from hostel.images.agent_bytes import append, begins, found, least, length, number, same
+from hostel.images.agent_copy import receive, send
+from hostel.images.agent_forward import connect
+from hostel.images.agent_identity import forget_lease, identity, start_client
+from hostel.images.agent_mount import mount
 from hostel.images.tiny import buffer, copy, load8, load16, load32, load64, store8, store32, store64, syscall, text
 
-VERSION = 1
+PARTS = (agent_bytes, agent_copy, agent_forward, agent_identity, agent_mount)
+
+VERSION = 2
 
 # System calls (arch/x86/entry/syscalls/syscall_64.tbl)
 READ, WRITE, OPEN, CLOSE, POLL, RT_SIGPROCMASK, IOCTL, DUP2, NANOSLEEP, GETPID = 0, 1, 2, 3, 7, 14, 16, 33, 35, 39
 SOCKET, CLONE, EXECVE, EXIT, WAIT4, KILL, FCNTL, CHDIR, MKDIR, SYMLINK = 41, 56, 59, 60, 61, 62, 72, 80, 83, 88
-SETUID, SETGID, SETSID, SETGROUPS, SYNC, MOUNT, REBOOT, SETHOSTNAME = 105, 106, 112, 116, 162, 165, 169, 170
+SETUID, SETGID, SETSID, SETGROUPS, GETSID, SYNC, MOUNT, REBOOT = 105, 106, 112, 116, 124, 162, 165, 169
+SETHOSTNAME, GETDENTS64 = 170, 217
 CLOCK_GETTIME, SIGNALFD4, PIPE2, FINIT_MODULE = 228, 289, 293, 313
 
 ENOENT, EINTR, EIO, EAGAIN, EACCES, ENOTDIR, EINVAL, E2BIG = 2, 4, 5, 11, 13, 20, 22, 7
@@ -35,7 +46,7 @@ SIGHUP, SIGINT, SIGKILL, SIGUSR1, SIGUSR2, SIGPIPE, SIGTERM, SIGCHLD, SIGCONT = 
 VFORK = 0x4111  # CLONE_VM | CLONE_VFORK | SIGCHLD
 WNOHANG = 1
 TCGETS, TCSETS, TIOCSCTTY, TIOCOUTQ, TIOCSWINSZ = 0x5401, 0x5402, 0x540E, 0x5411, 0x5414
-TIOCSPTLCK, TIOCGPTPEER, SIOCSIFFLAGS = 0x40045431, 0x5441, 0x8914
+TIOCSPTLCK, TIOCGPTPEER, SIOCGIFFLAGS, SIOCSIFFLAGS = 0x40045431, 0x5441, 0x8913, 0x8914
 REBOOT_MAGIC1, REBOOT_MAGIC2 = 0xFEE1DEAD, 672274793
 POWER_OFF, RESTART, HALT = 0x4321FEDC, 0x01234567, 0xCDEF0123
 
@@ -47,21 +58,22 @@ CREDITED, STDIN_CLOSED, PONG, ACK = 71, 72, 73, 74
 
 HEADER = 8
 START_HEADER = 28
-FLAG_TTY, FLAG_STDIN = 1, 2
+FLAG_TTY, FLAG_STDIN, FLAG_SELF = 1, 2, 4
 STAGE_EXEC, STAGE_CWD, STAGE_SETUP = 1, 2, 3
 
 SLOTS = 64
+CARDS = 8  # network cards that get a DHCP client
 FRAME_MAX = 0x40000  # the longest payload, of START
-RX_SIZE = 0x41000
-READ_MAX = 0x2000  # bytes taken from the channel at once: bounds the replies that they cause
-TX_SIZE = 0x20000
-TX_LOW = 0x4000  # output is read while less than this waits
-TX_HIGH = 0x10000  # the channel is read while less than this waits; TX_SIZE leaves room for the replies
-DATA_MAX = 0x2000
-STDIN_WINDOW = 0x10000
-STDIN_STEP = 0x4000  # input is credited in steps of this
-CHANNEL_WINDOW = 0x8000  # unacknowledged bytes that a host may send: less than a tty's buffers hold
-CHANNEL_STEP = 0x2000
+RX_SIZE = 0x50000
+READ_MAX = 0x10000  # bytes taken from the channel at once: bounds the replies that they cause
+TX_SIZE = 0x80000
+TX_HIGH = 0x20000  # the channel is read while less than this waits; TX_SIZE leaves room for the replies
+STDIN_WINDOW = 0x20000
+STDIN_STEP = 0x8000  # input is credited in steps of this
+# The same on a terminal, whose buffers are small, and on any other channel
+DATA_TTY, DATA_MAX = 0x2000, 0x8000
+TX_LOW_TTY, TX_LOW = 0x4000, 0x10000  # output is read while less than this waits
+WINDOW_TTY, WINDOW = 0x8000, 0x20000  # unacknowledged bytes that a host may send: less than a tty's buffers hold
 WORDS_MAX = 0x2000  # arguments and environment strings of one command
 KILL_AFTER = 2000  # milliseconds that a shutdown leaves to processes that don't end
 
@@ -71,10 +83,10 @@ STATE, STREAM, PID, STATUS, IN_FD, OUT_FD, ERR_FD, OUT_CREDIT, ERR_CREDIT = 0, 8
 IN_START, IN_END, IN_EOF, IN_CONSUMED, IS_TTY, IN_BUFFER = 72, 80, 88, 96, 104, 112
 SLOT_SIZE = 128
 
-RX = buffer(0x41000)
-TX = buffer(0x20000)
+RX = buffer(0x50000)
+TX = buffer(0x80000)
 TABLE = buffer(64 * 128)
-INPUTS = buffer(64 * 0x10000)
+INPUTS = buffer(64 * 0x20000)
 POLLFDS = buffer(2048)
 POLLED = buffer(4096)  # for each of POLLFDS the slot and, in its low bits, which of its descriptors
 SCRATCH = buffer(256)
@@ -87,11 +99,16 @@ DEVICES = buffer(16384)
 MODULES = buffer(16384)
 TERM = buffer(128)
 CONSOLE = buffer(64)
+CARD = buffer(64)
+PROCESSES = buffer(8192)
 TERMIOS = buffer(64)  # the console's, as the first shell found it
 
 channel = -1
 signals = -1
 is_init = 0
+data_max = 0x8000
+tx_low = 0x10000
+window = 0x20000
 tx_start = 0
 tx_end = 0
 rx_start = 0
@@ -116,53 +133,7 @@ ending = 0  # how reboot() is to be called once everything has ended
 ending_at = 0
 
 
-# Bytes and strings
-
-
-def length(string: int) -> int:
-    n = 0
-    while load8(string + n):
-        n += 1
-    return n
-
-
-def begins(string: int, prefix: int) -> int:
-    """Whether ``string`` begins with ``prefix``: what follows it, else 0."""
-    while load8(prefix):
-        if load8(string) != load8(prefix):
-            return 0
-        string += 1
-        prefix += 1
-    return string
-
-
-def found(string: int, wanted: int) -> int:
-    while load8(string):
-        if begins(string, wanted):
-            return 1
-        string += 1
-    return 0
-
-
-def number(string: int) -> int:
-    n = 0
-    while load8(string) >= 48 and load8(string) <= 57:
-        n = n * 10 + load8(string) - 48
-        string += 1
-    return n
-
-
-def append(to: int, string: int) -> int:
-    """Writes ``string`` at ``to`` with its zero; returns where the zero is."""
-    n = length(string)
-    copy(to, string, n + 1)
-    return to + n
-
-
-def least(a: int, b: int) -> int:
-    if a < b:
-        return a
-    return b
+# Time and files
 
 
 def now() -> int:
@@ -253,14 +224,14 @@ def hello() -> int:
     tx_end += 12
     put(VERSION)
     put(STDIN_WINDOW)
-    put(CHANNEL_WINDOW)
+    put(window)
     put(FRAME_MAX)
     return put(received)
 
 
 def open_channel(path: int) -> int:
     """Opens a device, or takes the descriptor that a number names; non-blocking, a terminal raw."""
-    global channel
+    global channel, data_max, tx_low, window
     if load8(path) >= 48 and load8(path) <= 57:
         channel = number(path)
         syscall(FCNTL, channel, F_SETFD, 1)
@@ -281,6 +252,18 @@ def open_channel(path: int) -> int:
             syscall(CLOSE, channel)
             channel = -1
             return result
+        data_max = DATA_TTY
+        tx_low = TX_LOW_TTY
+        window = WINDOW_TTY
+    return 0
+
+
+def open_one(paths: int) -> int:
+    """Opens the first of some channels that can be."""
+    while load64(paths):
+        if open_channel(load64(paths)) >= 0:
+            return 1
+        paths += 8
     return 0
 
 
@@ -316,7 +299,7 @@ def read_channel() -> int:
             break
         frame(RX + rx_start, size)
         rx_start += HEADER + size
-    if received - acknowledged >= CHANNEL_STEP:
+    if received - acknowledged >= window // 4:
         acknowledged = received
         tell(ACK, 0, received)
     return 0
@@ -404,9 +387,6 @@ def free_slot() -> int:
 
 def start(stream: int, data: int, size: int) -> int:
     global new_cwd, new_uid, new_gid
-    slot = free_slot()
-    if not slot:
-        return tell_two(FAILED, stream, STAGE_SETUP, EAGAIN)
     if size < START_HEADER:
         return tell_two(FAILED, stream, STAGE_SETUP, EINVAL)
     flags = load32(data)
@@ -420,6 +400,17 @@ def start(stream: int, data: int, size: int) -> int:
     after = words(ARGV, argc, words(SCRATCH, 1, new_cwd, data + size), data + size)
     if not words(ENVP, envc, after, data + size):
         return tell_two(FAILED, stream, STAGE_SETUP, EINVAL)
+    if flags & FLAG_SELF and argc > 1 and same(load64(ARGV + 8), text("identity")):
+        if wants(text("stop=all")):
+            stop_commands()
+        if not (wants(text("mac=")) or wants(text("renew="))):
+            # At once, and by nobody else: what is asked for behind it finds it done.
+            tell(STARTED, stream, 0)
+            return tell_two(EXITED, stream, identity(ARGV + 16), 0)
+        forget_lease()
+    slot = free_slot()
+    if not slot:
+        return tell_two(FAILED, stream, STAGE_SETUP, EAGAIN)
     store64(slot + STREAM, stream)
     store64(slot + OUT_CREDIT, load32(data + 16))
     store64(slot + ERR_CREDIT, load32(data + 20))
@@ -481,7 +472,7 @@ def spawn(slot: int, flags: int, size: int) -> int:
         return error
     pid = syscall(CLONE, VFORK, 0, 0, 0, 0)
     if pid == 0:
-        child(flags & FLAG_TTY)
+        child(flags)
     if pid < 0:
         return -pid
     if failed_errno:
@@ -520,11 +511,11 @@ def open_terminal(slot: int, size: int) -> int:
     return 0
 
 
-def child(tty: int) -> int:
+def child(flags: int) -> int:
     """What the new process does; it borrows the parent's memory and stack until exec."""
     global failed_stage
     syscall(SETSID)
-    if tty:
+    if flags & FLAG_TTY:
         syscall(IOCTL, load64(CHILD), TIOCSCTTY, 0)
         syscall(DUP2, load64(CHILD), 0)
         syscall(DUP2, 0, 1)
@@ -542,6 +533,8 @@ def child(tty: int) -> int:
         give_up(syscall(CHDIR, new_cwd))
     failed_stage = STAGE_EXEC
     unblock_signals()
+    if flags & FLAG_SELF:
+        give_up(syscall(EXECVE, text("/proc/self/exe"), ARGV, ENVP))
     give_up(-execute())
     return 0
 
@@ -664,10 +657,10 @@ def pump(slot: int, which: int) -> int:
     global tx_end
     fd = load64(slot + OUT_FD + 8 * which)
     credit = load64(slot + OUT_CREDIT + 8 * which)
-    if fd < 0 or credit <= 0 or waiting() >= TX_LOW:
+    if fd < 0 or credit <= 0 or waiting() >= tx_low:
         return 0
     make_room()
-    n = syscall(READ, fd, TX + tx_end + HEADER, least(credit, DATA_MAX))
+    n = syscall(READ, fd, TX + tx_end + HEADER, least(credit, data_max))
     if n > 0:
         store64(slot + OUT_CREDIT + 8 * which, credit - n)
         store32(TX + tx_end, STDOUT + which | load64(slot + STREAM) << 16)
@@ -708,6 +701,45 @@ def drop_all() -> int:
         if load64(slot + STATE) == RUNNING:
             syscall(KILL, -load64(slot + PID), SIGKILL)
         if load64(slot + STATE) != FREE:
+            close_slot(slot)
+        slot += SLOT_SIZE
+    return 0
+
+
+def wants(key: int) -> int:
+    """Whether one of ARGV's words behind ``agent identity`` begins so."""
+    at = ARGV + 16
+    while load64(at):
+        if begins(load64(at), key):
+            return 1
+        at += 8
+    return 0
+
+
+def stop_commands() -> int:
+    """Kills every command with its session, and tells their ends without the rest of their output: in a copy of a VM
+    whoever would read that is elsewhere, and with it nobody would give credit for it."""
+    fd = syscall(OPEN, text("/proc"), O_RDONLY | O_CLOEXEC, 0)
+    size = 1
+    while size > 0:
+        size = syscall(GETDENTS64, fd, PROCESSES, 8192)
+        at = PROCESSES
+        while at < PROCESSES + size:
+            pid = number(at + 19)  # 0 of what is no process
+            slot = 0
+            if pid:
+                slot = slot_of(PID, syscall(GETSID, pid))
+            if slot and load64(slot + STATE) == RUNNING:
+                syscall(KILL, pid, SIGKILL)
+            at += load16(at + 16)
+    syscall(CLOSE, fd)
+    slot = TABLE
+    while slot < TABLE + SLOTS * SLOT_SIZE:
+        if load64(slot + STATE) == DEAD:
+            finish(slot)
+        elif load64(slot + STATE) == RUNNING:
+            syscall(KILL, -load64(slot + PID), SIGKILL)
+            tell_two(EXITED, load64(slot + STREAM), 0, SIGKILL)
             close_slot(slot)
         slot += SLOT_SIZE
     return 0
@@ -771,7 +803,7 @@ def end(how: int) -> int:
     """Begins to power off (0), restart (1) or halt (2): asks all processes to end."""
     global ending, ending_at
     if not is_init:
-        return 0
+        return ask_init(how)
     if not ending:
         syscall(KILL, -1, SIGTERM)
         syscall(KILL, -1, SIGHUP)  # what an interactive shell heeds
@@ -782,6 +814,25 @@ def end(how: int) -> int:
         ending = RESTART
     elif how == 2:
         ending = HALT
+    return 0
+
+
+def ask_init(how: int) -> int:
+    """Ends the machine as its init does it, by the commands that every one has."""
+    name = text("/sbin/poweroff")
+    if how == 1:
+        name = text("/sbin/reboot")
+    elif how == 2:
+        name = text("/sbin/halt")
+    store64(ARGV, name)
+    store64(ARGV + 8, 0)
+    store64(ENVP, 0)
+    pid = syscall(CLONE, VFORK, 0, 0, 0, 0)
+    if pid == 0:
+        syscall(SETSID)
+        unblock_signals()
+        syscall(EXECVE, name, ARGV, ENVP)
+        syscall(EXIT, 127)
     return 0
 
 
@@ -850,7 +901,7 @@ def boot() -> int:
     syscall(SYMLINK, text("/proc/self/fd/1"), text("/dev/stdout"))
     syscall(SYMLINK, text("/proc/self/fd/2"), text("/dev/stderr"))
     read_cmdline()
-    load_modules()
+    load_modules(0)
     name = parameter(text("hostel.hostname="))
     if not name:
         name = text("micro")
@@ -865,8 +916,9 @@ def boot() -> int:
     return 0
 
 
-def load_modules() -> int:
-    """Loads what /lib/modules/boot has for the PCI functions that are there.
+def load_modules(cards: int) -> int:
+    """Loads what /lib/modules/boot has for the PCI functions that are there: what only network cards want
+    (``cards``), or all else.
 
     A line of it is a module's path and the functions, as /proc/bus/pci/devices writes them, that want it;
     each module stands after those that it needs.
@@ -879,14 +931,18 @@ def load_modules() -> int:
     while load8(at):
         path = at
         wanted = 0
+        wanted_by_card = 0
         while load8(at) > 10:
             if load8(at) == 32:
                 store8(at, 0)
                 if function_is_there(at + 1):
-                    wanted = 1
+                    if begins(at + 1, text("1af41000")) or begins(at + 1, text("1af41041")):
+                        wanted_by_card = 1
+                    else:
+                        wanted = 1
             at += 1
         at += 1
-        if wanted:
+        if cards and wanted_by_card and not wanted or wanted and not cards:
             fd = syscall(OPEN, path, O_RDONLY | O_CLOEXEC, 0)
             if fd >= 0:
                 syscall(FINIT_MODULE, fd, text(""), 0)
@@ -960,6 +1016,27 @@ def start_shell() -> int:
     return 0
 
 
+def start_network() -> int:
+    """Network cards' modules, and a DHCP client for each card: in a process of its own, as commands shouldn't wait
+    for it. The clients' script is in images/micro."""
+    pid = syscall(CLONE, SIGCHLD, 0, 0, 0, 0)
+    if pid:
+        return pid
+    load_modules(1)
+    sock = syscall(SOCKET, 2, 2, 0)  # AF_INET, SOCK_DGRAM
+    unblock_signals()
+    n = 0
+    while n < CARDS and not parameter(text("hostel.dhcp=no")):
+        store64(CARD, 0x30687465 + (n << 24))  # struct ifreq: the name "eth0"
+        store64(CARD + 8, 0)
+        store64(CARD + 16, 0)
+        if syscall(IOCTL, sock, SIOCGIFFLAGS, CARD) < 0:
+            break
+        start_client(CARD)
+        n += 1
+    return syscall(EXIT, 0)
+
+
 # The loop
 
 
@@ -983,7 +1060,7 @@ def watch_slot(slot: int) -> int:
     which = turn_of_errors
     while which < turn_of_errors + 2:
         fd = load64(slot + OUT_FD + 8 * (which & 1))
-        if fd >= 0 and load64(slot + OUT_CREDIT + 8 * (which & 1)) > 0 and waiting() < TX_LOW:
+        if fd >= 0 and load64(slot + OUT_CREDIT + 8 * (which & 1)) > 0 and waiting() < tx_low:
             watch(fd, POLLIN, slot + (which & 1))
         which += 1
     if load64(slot + IN_FD) >= 0 and load64(slot + IN_END) > load64(slot + IN_START):
@@ -1065,6 +1142,18 @@ def main(stack: int) -> int:
         syscall(CLOSE, fd)
     turn = TABLE
     is_init = syscall(GETPID) == 1
+    if load64(stack) >= 3 and not is_init:
+        first = load64(stack + 16)
+        if same(first, text("connect")):
+            return connect(number(load64(stack + 24)))
+        if same(first, text("send")):
+            return send(load64(stack + 24))
+        if same(first, text("receive")) and load64(stack) >= 4:
+            return receive(load64(stack + 24), load64(stack + 32))
+        if same(first, text("mount")) and load64(stack) >= 4:
+            return mount(load64(stack + 24), load64(stack + 32), load64(stack + 40))
+        if same(first, text("identity")):
+            return identity(stack + 24)
     take_signals()
     if is_init:
         boot()
@@ -1073,11 +1162,13 @@ def main(stack: int) -> int:
         open_channel(device(PATH, text("hostel.agent="), text("ttyS1")))
     elif load64(stack) < 2:
         return 2
-    elif open_channel(load64(stack + 16)) < 0:
+    elif not open_one(stack + 16):
         return 1
     if channel >= 0:
         hello()
         write_channel()
+    if is_init and (found(DEVICES, text("1af41041")) or found(DEVICES, text("1af41000"))):
+        start_network()
     while 1:
         serve()
     return 0

@@ -45,7 +45,11 @@ CMDLINE = "console=ttyS0,115200 quiet cryptomgr.notests"
 # for its memory too), and the 4 MB of inodes that tracefs makes at boot are left out. 64 MiB are enough then.
 TIGHT = 96 << 20
 TIGHT_CMDLINE = f"{CMDLINE} initcall_blacklist=tracer_init_tracefs"
-MAKERS = ("micro.py", "cpio.py", "modules.py", "agent.py", "tiny.py", "asm.py")
+AGENT = (
+    "agent.py", "agent_bytes.py", "agent_copy.py", "agent_forward.py", "agent_identity.py", "agent_mount.py",
+    "tiny.py", "asm.py",
+)  # fmt: skip
+MAKERS = ("micro.py", "cpio.py", "modules.py", *AGENT)
 
 
 def recipe() -> str:
@@ -144,6 +148,8 @@ def initramfs(busybox: bytes, modules: "ModuleSet", version: str) -> bytes:
     tree.file("init", tiny.compiled(agent), 0o755)
     for path, text in ETC.items():
         tree.file(f"etc/{path}", text.encode())
+    for path, script in SCRIPTS.items():
+        tree.file(path, script.encode(), 0o755)
     add_modules(tree, modules, version)
     return tree.pack()
 
@@ -181,6 +187,37 @@ def boot_list(modules: "ModuleSet", base: str) -> str:
     assert len(text) < int(agent.MODULES), "the agent's buffer for this list is too small"
     return text
 
+
+# What busybox's DHCP client calls, and what waits for it.
+SCRIPTS = {
+    "etc/udhcpc/default.script": """#!/bin/sh
+case $1 in
+deconfig)
+    ip addr flush dev $interface 2>/dev/null
+    ip link set $interface up ;;
+bound|renew)
+    ip addr replace $ip/$mask broadcast + dev $interface
+    [ -n "$mtu" ] && ip link set $interface mtu $mtu
+    for address in $router; do
+        ip route replace default via $address dev $interface metric ${interface#eth}
+    done
+    [ "$hostname" ] && [ "$(cat /proc/sys/kernel/hostname)" = micro ] && hostname $hostname
+    {
+        [ -n "$domain" ] && echo search $domain
+        for address in $dns; do echo nameserver $address; done
+    } > /etc/resolv.conf.$interface
+    cat /etc/resolv.conf.eth* > /etc/resolv.conf ;;
+esac
+""",
+    "bin/wait-network": """#!/bin/sh
+# Returns once the network is there; 1 after so many seconds (10).
+n=$((${1:-10} * 20))
+until [ -s /etc/resolv.conf ]; do
+    [ $((n -= 1)) -lt 0 ] && exit 1
+    usleep 50000
+done
+""",
+}
 
 ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",

@@ -1,13 +1,20 @@
 """The images on this machine: ``HOME/images/NAME/`` with ``image.toml`` and what it names.
 
+There are two kinds: kernels with an initramfs (RECIPES), and disks (``debian``, ``debian:SUITE``; images/bootstrap),
+below which VMs have their own. So a disk that VMs stand on isn't removed, and when its image is made anew it stays
+beside the new one for as long as they do.
+
 ``ensure`` makes an image that hostel has a recipe for on first use, under a lock, and again when a newer
 hostel's recipe differs; then from the same packages while the cache has them, so that it needs no network.
 """
 
 import contextlib
+import dataclasses
 import json
+import os
 import re
 import shutil
+import struct
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -21,11 +28,13 @@ from hostel.base.errors import ImageError
 from hostel.images import micro
 
 if TYPE_CHECKING:
+    from hostel.images.bootstrap import Options
     from hostel.images.debian import Archive, Package
     from hostel.images.fetch import Progress
 
 RECIPES = {"micro": micro}
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+DISKS = ("debian",)  # images/bootstrap makes these, of the suite that follows a colon
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(:[a-z0-9][a-z0-9._-]{0,30})?")
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,15 @@ class Image:
     tight: int = 0  # bytes of memory below which a guest is started otherwise
     tight_cmdline: str = ""
     packages: list[dict] = field(default_factory=list)
+    disk_name: str = ""
+    disk_size: int = 0  # bytes, as the guest sees it
+    include: tuple[str, ...] = ()  # packages that somebody wanted in it
+    agent_port: str = ""  # the virtio console's port on which its agent answers; "": the second serial port
+
+    @property
+    def disk(self) -> Path | None:
+        """The qcow2 image that a VM's own disk stands on; None where the image is a kernel."""
+        return self.folder / self.disk_name if self.disk_name else None
 
     @property
     def kernel(self) -> Path:
@@ -67,9 +85,11 @@ def ensure(name: str = "micro", progress: "Progress | None" = None, say: Callabl
     image = find(name)
     if image and (name not in RECIPES or image.recipe == RECIPES[name].recipe()):
         return image
+    say = say or tell
+    if name.partition(":")[0] in DISKS:
+        return build(name, say=say, only_absent=True)
     if name not in RECIPES:
         raise unknown(name)
-    say = say or tell
     with locked(name, say):
         image = find(name)  # another process may have made it while this one waited
         if image and image.recipe == RECIPES[name].recipe():
@@ -79,9 +99,11 @@ def ensure(name: str = "micro", progress: "Progress | None" = None, say: Callabl
 
 def pull(name: str, progress: "Progress | None" = None, say: Callable[[str], None] | None = None) -> Image:
     """Makes the image ``name`` from the packages' current versions, unless it is so already."""
+    say = say or tell
+    if name.partition(":")[0] in DISKS:
+        return build(name, say=say)
     if name not in RECIPES:
         raise unknown(name)
-    say = say or tell
     archive = archives(progress)
     with locked(name, say):
         current = find(name)
@@ -90,6 +112,60 @@ def pull(name: str, progress: "Progress | None" = None, say: Callable[[str], Non
             if [entry["sha256"] for entry in current.packages] == [package.sha256 for package in packages]:
                 return current
         return make(name, archive, say, None, packages)
+
+
+def build(
+    name: str, options: "Options | None" = None, say: Callable[[str], None] | None = None, only_absent: bool = False
+) -> Image:
+    """Makes the disk image ``name`` (``debian`` or ``debian:SUITE``) anew; without ``options`` by those that it had."""
+    from hostel.images import bootstrap
+
+    say = say or tell
+    base, _, suite = name.partition(":")
+    if base not in DISKS or not NAME.fullmatch(name):
+        raise unknown(name) if base in RECIPES else ImageError(
+            f"there is no recipe for an image '{name}'; there is {' and '.join(DISKS)}, and SUITE may follow a colon"
+        )
+    with locked(name, say):
+        current = find(name)
+        if current and only_absent:
+            return current  # another process made it while this one waited
+        if options is None:
+            options = bootstrap.Options()
+            if current:
+                noted = tomllib.loads((current.folder / "image.toml").read_text())
+                options = bootstrap.Options(
+                    include=tuple(noted["include"].split()), size=noted["disk_size"], ssh_key=noted["ssh_key"]
+                )
+        options = dataclasses.replace(options, suite=suite)
+        with atomic.replacing_folder(folder(name)) as new:
+            notes = bootstrap.build(options, new, say)
+            (new / "image.toml").write_text(described(name, bootstrap.recipe(), notes, [], new))
+            for path in sorted(used_disks(name)):  # VMs go on standing on what they were made from
+                os.link(path, new / path.name)
+    image = find(name)
+    assert image is not None
+    return image
+
+
+def users(name: str) -> dict[Path, list[str]]:
+    """Which of the image's disks VMs stand on, and which VMs: by the backing files that their disks name."""
+    found: dict[Path, list[str]] = {}
+    for path in sorted(paths.vms().glob("[!.]*/disk.qcow2")):
+        try:
+            with open(path, "rb") as file:
+                head = file.read(4096)
+            offset, size = struct.unpack_from(">QI", head, 8)  # qcow2: backing_file_offset and _size
+            below = Path(os.path.normpath(path.parent / os.fsdecode(head[offset : offset + size])))
+        except (OSError, struct.error):
+            continue
+        if below.parent == Path(os.path.normpath(folder(name))) and below.exists():
+            found.setdefault(below, []).append(path.parent.name)
+    return found
+
+
+def used_disks(name: str) -> set[Path]:
+    return set(users(name))
 
 
 def archives(progress: "Progress | None") -> "Archive":
@@ -134,7 +210,7 @@ def described(name: str, recipe: str, notes: dict[str, str | int], packages: "li
     top = {"name": name, "recipe": recipe, "created": now, "hostel": __version__, **notes}
     lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
     for path in sorted(where.iterdir()):
-        lines += ["", f"[files.{path.name}]", f"size = {path.stat().st_size}", f'sha256 = "{digest(path)}"']
+        lines += ["", f'[files."{path.name}"]', f"size = {path.stat().st_size}", f'sha256 = "{digest(path)}"']
     for package in packages:
         lines += ["", "[[packages]]"]
         for key in ("name", "version", "url", "size", "sha256"):
@@ -152,7 +228,12 @@ def find(name: str) -> Image | None:
         if not all((where / file).stat().st_size == entry["size"] for file, entry in values["files"].items()):
             return None
         wanted = ("cmdline", "kernel_version", "recipe", "created", "tight", "tight_cmdline", "packages")
-        return Image(name, where, **{key: values[key] for key in wanted})
+        optional = {"cmdline": "", "tight": 0, "tight_cmdline": "", "packages": []} if "disk" in values else {}
+        return Image(
+            name, where, **{key: {**optional, **values}[key] for key in wanted},
+            disk_name=values.get("disk", ""), disk_size=values.get("disk_size", 0),
+            include=tuple(values.get("include", "").split()), agent_port=values.get("agent_port", ""),
+        )  # fmt: skip
     except FileNotFoundError:
         return None
     except PermissionError as error:
@@ -169,15 +250,18 @@ def images() -> list[Image]:
 
 
 def remove(name: str) -> None:
-    """Removes the image ``name``. Running VMs keep what they have read."""
+    """Removes the image ``name``. Running VMs keep what they have read; a disk that VMs stand on stays."""
     if not NAME.fullmatch(name) or not folder(name).exists():
         raise unknown(name, built=True)
+    standing = sorted(vm for vms in users(name).values() for vm in vms)
+    if standing:
+        raise ImageError(f"the disks of these VMs stand on the image {name}: {', '.join(standing)}; 'hostel rm' first")
     with locked(name, tell), atomic.told(folder(name)):
         shutil.rmtree(folder(name))
 
 
 def unknown(name: str, built: bool = False) -> ImageError:
-    names = sorted({image.name for image in images()} | (set() if built else set(RECIPES)))
+    names = sorted({image.name for image in images()} | (set() if built else {*RECIPES, *DISKS}))
     there = f"there is {', '.join(names)}" if names else "there is none yet"
     return ImageError(f"there is no image {name!r}; {there}")
 

@@ -75,17 +75,25 @@ class TinyError(Exception):
 
 
 def compiled(module: ModuleType) -> bytes:
-    """The module's program, an ELF file."""
-    return Program(module).link()
+    """The program, an ELF file, of a module and of those that its ``PARTS`` names, if it has such."""
+    return Program(module, *getattr(module, "PARTS", ())).link()
 
 
 class Program:
-    """The compilation of one module."""
+    """The compilation of some modules, whose names are one another's."""
 
-    def __init__(self, module: ModuleType) -> None:
-        self.names = vars(module)
-        source = ast.parse(inspect.getsource(module))
-        self.functions = {node.name: node for node in source.body if isinstance(node, ast.FunctionDef)}
+    def __init__(self, *modules: ModuleType) -> None:
+        self.names: dict[str, object] = {}
+        body: list[ast.stmt] = []
+        for module in modules:
+            for name, value in vars(module).items():
+                if isinstance(value, int) and self.names.setdefault(name, value) != value:
+                    raise TinyError(f"{module.__name__}: {name} has another value elsewhere")
+            body += ast.parse(inspect.getsource(module)).body
+        functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+        self.functions = {node.name: node for node in functions}
+        if len(functions) != len(self.functions):
+            raise TinyError("two functions have one name")
         self.labels = {name: Label() for name in self.functions}
         self.asm = Assembler()
         self.data = bytearray()
@@ -93,9 +101,9 @@ class Program:
         self.strings: dict[bytes, int] = {}
         self.buffers: dict[str, int] = {}  # offset among the zeroed bytes, which follow the data
         self.zeroed = 0
-        assigned = [node.targets[0] for node in source.body if isinstance(node, ast.Assign)]
+        assigned = [node.targets[0] for node in body if isinstance(node, ast.Assign)]
         for name in (target.id for target in assigned if isinstance(target, ast.Name)):
-            value = self.names[name]
+            value = self.names.get(name)
             if isinstance(value, Buffer):
                 self.buffers[name] = self.zeroed
                 self.zeroed += -(-int(value) // 16) * 16

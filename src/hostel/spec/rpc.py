@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from hostel.spec.vm import VmSpec
+
 MAX_LINE = 1 << 20
 
 PARSE_ERROR = -32700
@@ -64,6 +66,61 @@ class Quit(msgspec.Struct, forbid_unknown_fields=True):
     reason: str = "killed"
 
 
+class Balloon(msgspec.Struct, forbid_unknown_fields=True):
+    """Leave the guest ``size`` bytes of its memory; without it, only say how it is."""
+
+    size: int | None = None
+
+
+class GrowDisk(msgspec.Struct, forbid_unknown_fields=True):
+    """Make disk ``number`` (0 is the first) ``size`` bytes large, and tell the guest."""
+
+    number: int
+    size: int
+
+
+class Delta(msgspec.Struct, forbid_unknown_fields=True):
+    """An empty qcow2 image, whose descriptors come with the request (two with ``direct``: the other has O_DIRECT), is
+    to take the writes of disk ``number`` from now on; ``path`` is where it is."""
+
+    number: int
+    path: str
+    direct: bool = False
+
+
+class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
+    """Save the machine and have its ``disks`` go on in deltas. Descriptors, in this order: with ``memory`` the files
+    for state and memory, which is called ``id`` and may stand on that of the snapshot ``base``; then the disks'."""
+
+    id: str
+    base: str = ""
+    memory: bool = True
+    stop: bool = False        # it ends then, as suspended
+    disks: list[Delta] = []
+
+
+class Hand(msgspec.Struct, forbid_unknown_fields=True):
+    """A VM that the next ``fork`` of this connection is to make. Descriptors, in this order: its lock, which is taken;
+    state.json; console.log, console.log.1, worker.log and worker.log.1; the control socket, which listens; with
+    ``leash`` that; for each network card as many as ``nics`` says; with ``vsock`` the listening socket and the
+    broker's; the disks'."""
+
+    spec: VmSpec
+    leash: bool = False
+    nics: list[int] = []
+    vsock: bool = False
+    disks: list[Delta] = []
+
+
+class Fork(msgspec.Struct, forbid_unknown_fields=True):
+    """Go on as this VM and as those that were handed. Descriptors: for the ``disks``, which go on in deltas too. The
+    copies stand still if it does, unless they are to ``run``."""
+
+    run: bool = False
+
+    disks: list[Delta] = []
+
+
 class Console(msgspec.Struct, forbid_unknown_fields=True):
     """Become a console client. ``replay``: first send what the console showed so far (the last 64 KiB)."""
 
@@ -79,6 +136,7 @@ class Exec(msgspec.Struct, forbid_unknown_fields=True):
     tty: bool = False
     rows: int = 0
     cols: int = 0
+    itself: bool = False  # the program is the guest's agent's own (images/agent_copy, agent_forward)
 
 
 class Resize(msgspec.Struct, forbid_unknown_fields=True):
@@ -158,6 +216,11 @@ PARAMS: dict[str, type[msgspec.Struct]] = {
     "subscribe": Nothing,      # events follow on this connection
     "wait": Nothing,           # -> VmState, once the VM has stopped
     "wait_agent": Nothing,     # -> true, once the guest takes commands
+    "snapshot": Snapshot,      # -> {"pause_ns", "files"}: how long it stood still, whose memory it stands on
+    "hand": Hand,
+    "fork": Fork,              # -> {"pause_ns"}
+    "balloon": Balloon,        # -> target and actual bytes, what the guest says of its memory
+    "grow_disk": GrowDisk,
     "pause": Nothing,
     "resume": Nothing,
     "reset": Nothing,

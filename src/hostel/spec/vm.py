@@ -6,6 +6,10 @@ import msgspec
 
 from hostel.base.errors import UsageError
 from hostel.base.units import format_size, parse_size
+from hostel.spec.cards import ConsoleSpec
+from hostel.spec.disk import DiskSpec
+from hostel.spec.net import NicSpec
+from hostel.spec.share import ShareSpec
 
 VERSION = 1
 MAX_CPUS = 16                # the board's limit (issue 2); xAPIC IDs would carry 255
@@ -24,9 +28,14 @@ class VmSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     memory: int = 512 << 20
     engine: str = "bt"
     image: str | None = None      # where kernel, initrd and cmdline came from; None: they were given
-    kernel: str
+    kernel: str = ""              # empty: the one that is in the first disk, at each reset anew
     initrd: str | None = None
     cmdline: str = ""
+    balloon: bool = False         # one through which it gives memory back
+    console: ConsoleSpec | None = None   # one with byte channels
+    shares: list[ShareSpec] = []  # folders of the host's
+    rng: bool = False             # a virtio card that gives the host's entropy
+    disks: list[DiskSpec] = []
     agent: bool = True            # whether the guest answers the exec protocol on its second serial port
     remove: bool = False          # the VM's folder goes when the VM ends
     command: list[str] = []       # run in the guest once it is up; the VM ends with it
@@ -34,18 +43,22 @@ class VmSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     perf_map: bool = False        # keep /tmp/perf-PID.map for perf(1)
     trace: str = ""               # KINDS:FILE, what to write down and where (vm/trace)
     debug: bool = False           # it stands still at its start, until a debugger lets it go on
+    idle: int = 0                 # seconds without a fork after which it ends; 0: it doesn't (client/warm)
+    nics: list[NicSpec] = []      # network cards
+    vsock: str = ""               # the unix socket that leads to the guest's vsock ports; "": no such device
     symbols: str | None = None    # names for the guest's addresses: a System.map, or its /proc/kallsyms
 
 
 class VmState(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The worker's latest word about itself. ``died`` is never written: it is concluded (vm/store)."""
 
-    state: str = "created"        # created, starting, running, paused, stopped; concluded: died
+    # created, unborn (a fork that is being made: nobody's VM yet), starting, running, paused, stopped; concluded: died
+    state: str = "created"
     pid: int = 0
     created: float = 0.0          # seconds since the epoch, as the others
     started: float = 0.0
     stopped: float = 0.0
-    reason: str = ""              # why it stopped: poweroff, killed, triple fault, error: ...
+    reason: str = ""              # why it stopped: poweroff, killed, triple fault, error: ...; or waits for room
     exit_status: int | None = None   # of ``VmSpec.command``
 
 

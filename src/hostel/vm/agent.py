@@ -13,7 +13,7 @@ numbers little-endian::
 
 =============  ====  =========================================================================
 host → guest
-START             1  u32 flags (1 terminal, 2 stdin), u16 rows, u16 columns, u32 uid, u32 gid,
+START             1  u32 flags (1 terminal, 2 stdin, 4 the agent itself), u16 rows, u16 columns, u32 uid, u32 gid,
                      u32 credit for stdout, u32 for stderr, u16 argc, u16 envc, then strings
                      that end with a zero: working directory ("" for the agent's own), the
                      arguments, the environment
@@ -57,7 +57,7 @@ from dataclasses import dataclass, field
 
 from hostel.base.errors import MachineError
 
-VERSION = 1
+VERSION = 2
 START, STDIN, STDIN_EOF, RESIZE, SIGNAL, CREDIT, PING, POWER, RESET = range(1, 10)
 HELLO, STARTED, FAILED, STDOUT, STDERR, EXITED, CREDITED, STDIN_CLOSED, PONG, ACK = range(65, 75)
 
@@ -70,13 +70,13 @@ GREETING = HEADER.pack(HELLO, 0, HELLO_PAYLOAD.size) + b"hostel-agent"
 SIZES = {HELLO: HELLO_PAYLOAD.size, STARTED: 4, FAILED: 8, EXITED: 8, CREDITED: 4, STDIN_CLOSED: 4, PONG: 4, ACK: 4}
 LONGEST = 64 * 1024  # bytes of output in a frame; a longer one is no frame
 
-FLAG_TTY, FLAG_STDIN = 1, 2
+FLAG_TTY, FLAG_STDIN, FLAG_SELF = 1, 2, 4
 STAGE_EXEC, STAGE_CWD, STAGE_SETUP = 1, 2, 3
 STAGES = {STAGE_EXEC: "can't run it", STAGE_CWD: "can't enter its working directory", STAGE_SETUP: "can't start it"}
 
 WINDOW = 256 * 1024  # bytes of one stream's output that the host holds at most
 WINDOW_STEP = WINDOW // 4
-STDIN_FRAME = 8192  # short frames: one command's input doesn't delay another's for long
+STDIN_FRAMES = 4  # in a channel's window, at least: one command's input doesn't delay another's for long
 POWERS = {"poweroff": 0, "reboot": 1, "halt": 2}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -308,8 +308,10 @@ class AgentChannel:
         stdin: bool = True,
         uid: int = 0,
         gid: int = 0,
+        itself: bool = False,
     ) -> int:
-        """Starts a command; returns its stream. Without ``env``: PATH and HOME alone.
+        """Starts a command; returns its stream. Without ``env``: PATH and HOME alone. With ``itself`` the program is
+        the agent's own (images/agent_copy, agent_forward).
 
         Raises MachineError: no agent there, or arguments that can't be passed.
         """
@@ -329,7 +331,7 @@ class AgentChannel:
             stream = stream % 0xFFFF + 1
         self.last = stream
         head = START_HEADER.pack(
-            FLAG_TTY * tty | FLAG_STDIN * stdin,
+            FLAG_TTY * tty | FLAG_STDIN * stdin | FLAG_SELF * itself,
             bounded(rows), bounded(columns), uid, gid, WINDOW, WINDOW, len(argv), len(env),
         )  # fmt: skip
         self.queue(START, stream, head + b"".join(string + b"\0" for string in encoded))
@@ -345,8 +347,9 @@ class AgentChannel:
     def stdin(self, stream: int, data: bytes) -> int:
         """Sends input to a command; returns how many bytes were taken. StdinRoom tells when to go on."""
         taken = min(len(data), self.stdin_room(stream))
-        for at in range(0, taken, STDIN_FRAME):
-            self.queue(STDIN, stream, data[at : min(at + STDIN_FRAME, taken)])
+        longest = max(self.channel_window // STDIN_FRAMES, 1024)
+        for at in range(0, taken, longest):
+            self.queue(STDIN, stream, data[at : min(at + longest, taken)])
         if taken:
             self.streams[stream].stdin_room -= taken
         return taken

@@ -31,6 +31,7 @@ class Log:
         self.path = path
         self.lost = 0
         self._limit = limit
+        self._fd = self._old_fd = -1
         self._open()
 
     def write(self, data: bytes | str) -> None:
@@ -38,9 +39,7 @@ class Log:
             data = data.encode(errors="replace")
         try:
             if self._size + len(data) > self._limit and self._size:
-                os.rename(self.path, f"{self.path}.1")
-                os.close(self._fd)
-                self._open()
+                self._turn_over()
             written = os.write(self._fd, data)
         except OSError:
             written = 0
@@ -52,6 +51,25 @@ class Log:
 
     def close(self) -> None:
         os.close(self._fd)
+
+    def become(self, fd: int, old_fd: int) -> None:
+        """Go on in files that another process opened: ``fd``, to which is appended, and ``old_fd`` for ``NAME.1``."""
+        os.close(self._fd)
+        self._fd, self._old_fd, self._size = fd, old_fd, os.fstat(fd).st_size
+
+    def _turn_over(self) -> None:
+        """Begin anew; what was is kept."""
+        if self._old_fd < 0:
+            os.rename(self.path, f"{self.path}.1")
+            os.close(self._fd)
+            self._open()
+            return
+        os.ftruncate(self._old_fd, 0)
+        done = 0
+        while part := os.pread(self._fd, 1 << 20, done):
+            done += os.pwrite(self._old_fd, part, done)
+        os.ftruncate(self._fd, 0)
+        self._size = 0
 
     def _open(self) -> None:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -124,7 +142,7 @@ class Console:
         connection.on_frame = lambda kind, payload: self._frame(client, kind, payload)
         connection.on_close = lambda: self._detach(client)
         connection.on_drain = lambda: self._drained(client)
-        past = bytes(self._past[-REPLAY:])
+        past = self.past()
         if not replay:
             past = past[past.rfind(b"\n") + 1 :]
         if past:
@@ -140,6 +158,14 @@ class Console:
             del self._typed[:taken]
             for client in self._clients:
                 client.connection.pause_reading(len(self._typed) >= _MAX_TYPED)
+
+    def past(self) -> bytes:
+        """What a client could be shown."""
+        return bytes(self._past[-REPLAY:])
+
+    def load(self, past: bytes) -> None:
+        """Show that to clients as what was before."""
+        self._past = bytearray(past)
 
     def last_word(self) -> str:
         """Of a guest that failed: its panic, else the last line on its console."""

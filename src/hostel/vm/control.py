@@ -1,7 +1,8 @@
 """The worker's end of the control socket: JSON-RPC 2.0 on a unix socket, and streams that grow out of it.
 
-A connection begins as JSON lines (spec/rpc). A method may answer later (``Later``) or upgrade its connection
-to frames (``Upgrade``). Clients are trusted to be the VM's owner (the socket's mode is 0600, and the peer's
+A connection begins as JSON lines (spec/rpc), with which descriptors may come (SCM_RIGHTS): who sends a request has
+opened the files that it is about, since a confined worker can't. A method may answer later (``Later``) or upgrade its
+connection to frames (``Upgrade``). Clients are trusted to be the VM's owner (the socket's mode is 0600, and the peer's
 uid is checked), not to be correct: a malformed line gets an error, an endless one closes the connection.
 
 Everything here runs on the loop's thread.
@@ -27,6 +28,7 @@ LOW_WATER = 1 << 18
 _READ_SIZE = 1 << 18
 _MAX_UNSENT = 64 << 20   # a client that reads no replies or events is dropped here
 _MAX_CLIENTS = 256
+_MAX_FDS = 128           # descriptors that came and that no request has taken yet
 
 
 class Later:
@@ -59,6 +61,7 @@ class Connection:
         self._loop = server.loop
         self._sock = sock
         self._lines = b""
+        self._fds: list[int] = []
         self._out: deque[memoryview] = deque()
         self.unsent = 0
         self._reader: stream.FrameReader | None = None
@@ -99,6 +102,11 @@ class Connection:
     def send_json(self, message: msgspec.Struct) -> None:
         self.send(msgspec.json.encode(message) + b"\n")
 
+    def take_fds(self) -> list[int]:
+        """The descriptors that came with the requests so far; the caller's now."""
+        fds, self._fds = self._fds, []
+        return fds
+
     def finish(self) -> None:
         """Close once everything queued is sent."""
         self._closing = True
@@ -120,6 +128,8 @@ class Connection:
         self._loop.unwatch(self._sock.fileno())
         self._sock.close()
         self._out.clear()
+        for fd in self.take_fds():
+            os.close(fd)
         self._server.connections.discard(self)
         if self.on_close:
             self.on_close()
@@ -167,7 +177,13 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(_READ_SIZE)
+            if self._reader:
+                data = self._sock.recv(_READ_SIZE)
+            else:
+                data, fds, _, _ = socket.recv_fds(self._sock, _READ_SIZE, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+                self._fds += fds
+                if len(self._fds) > _MAX_FDS:
+                    data = b""
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -302,17 +318,3 @@ def listen(folder_fd: int, name: str) -> socket.socket:
     finally:
         os.umask(old)
     return listener
-
-
-def connect(folder: str) -> socket.socket:
-    """A client's blocking connection to the worker of the VM in ``folder``; ``OSError`` where none listens."""
-    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        sock.connect(f"/proc/self/fd/{fd}/control.sock")
-    except OSError:
-        sock.close()
-        raise
-    finally:
-        os.close(fd)
-    return sock

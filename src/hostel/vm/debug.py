@@ -120,7 +120,6 @@ class Debugger:
         machine = self._machine()
         for gpa, size in self._pieces(params.vcpu, params.address, len(params.data), params.physical):
             machine.ram.write(gpa, params.data[done : done + size])
-            machine.engine.invalidate(gpa, size)
             done += size
         return done
 

@@ -44,6 +44,7 @@ class _Command:
         self.connection: Connection | None = None
         self.on_output: Callable[[bytes], None] | None = None
         self.on_end: Callable[[int], None] | None = None
+        self.itself = False
         self.stdin = bytearray()
         self.stdin_ended = False
         self.owed = {False: 0, True: 0}   # output that the client hasn't read yet; by Output.error
@@ -79,6 +80,7 @@ class Exec:
         self._port = port
         self._loop.watch(port.tx_fd, READ, lambda _: self.pump())
         self._loop.watch(port.rx_fd, READ, lambda _: self._room())
+        self._flush()  # what a snapshot's end left, and what was begun since
 
     def disconnect(self) -> None:
         """The machine goes; its commands are lost."""
@@ -115,7 +117,7 @@ class Exec:
         rows, columns = (params.rows or 24, params.cols or 80) if params.tty else (0, 0)
         try:
             number = self._channel.start(
-                params.argv, env=env, cwd=params.cwd, tty=params.tty, rows=rows, columns=columns
+                params.argv, env=env, cwd=params.cwd, tty=params.tty, rows=rows, columns=columns, itself=params.itself
             )
         except MachineError as error:
             command.end(125, str(error))
@@ -126,12 +128,15 @@ class Exec:
         connection.on_drain = lambda: self._credit(number, command)
         self._flush()
 
-    def run_detached(self, argv: list[str], output: Callable[[bytes], None], ended: Callable[[int], None]) -> None:
-        """Run a command for the VM itself: its output goes to ``output``, its status to ``ended``."""
+    def run_detached(
+        self, argv: list[str], output: Callable[[bytes], None], ended: Callable[[int], None], itself: bool = False
+    ) -> None:
+        """Run a command for the VM itself: its output goes to ``output``, its status to ``ended``. With ``itself`` it
+        is one of the agent's own."""
         command = _Command(argv)
-        command.on_output, command.on_end = output, ended
+        command.on_output, command.on_end, command.itself = output, ended, itself
         try:
-            number = self._channel.start(argv, stdin=False)
+            number = self._channel.start(argv, stdin=False, itself=itself)
         except MachineError as error:
             output(f"hostel: {error}\n".encode())
             ended(125)
@@ -158,6 +163,27 @@ class Exec:
             if command.connection and not command.connection.closed:
                 command.connection.send(stream.frame(stream.ERROR, message.encode()[: stream.MAX_PAYLOAD]))
                 command.connection.finish()
+
+    # -- snapshots
+
+    def save(self) -> dict:
+        """The channel, for a snapshot taken with the port's state. ``main``: the command that the VM runs itself."""
+        main = [number for number, command in self._commands.items() if command.on_end and not command.itself]
+        return {"channel": self._channel.save(), "rest": self._rest, "main": main[0] if main else 0}
+
+    def load(
+        self, state: dict, output: Callable[[bytes], None], ended: Callable[[int], None]
+    ) -> None:
+        """Restore what ``save`` gave. The VM's own command goes on for ``output`` and ``ended``; those whose clients
+        aren't here are hung up."""
+        self._channel.load(state["channel"])
+        self._rest = state["rest"]
+        for number in self._channel.streams:
+            command = self._commands[number] = _Command(["?"])
+            if number == state["main"]:
+                command.on_output, command.on_end = output, ended
+            else:
+                self._hang_up(number, command)
 
     def statistics(self) -> dict:
         return {**self._channel.statistics(), "faults": self.faults}

@@ -1,5 +1,7 @@
 """Starting a VM's worker from another process, and ending it by force.
 
+A worker is forked from a zygote (vm/zygote), or, where there is none, started as a program.
+
 The worker's first word comes through a pipe: one JSON line, ``{"ok": true}`` once the guest runs, or the
 error that a person should read. What it prints goes to worker.log in the VM's folder.
 
@@ -12,14 +14,19 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hostel.base.errors import MachineError
 from hostel.base.units import format_rough
 from hostel.spec.vm import VmSpec, VmState
+from hostel.vm import zygote
 from hostel.vm.store import Folder
+
+if TYPE_CHECKING:
+    import subprocess
 
 WORKER = "hostel.vm.worker"
 START_TIMEOUT = 60.0    # to build a machine; seconds
@@ -74,48 +81,77 @@ class Leash:
         self.close()
 
 
-def start(folder: Folder, held: bool) -> Leash | None:
-    """Start the worker of the VM in ``folder``; returns once the guest runs, of a ``held`` one with its leash.
-    ``MachineError`` says why it doesn't."""
+def make_leash() -> tuple[Leash, int]:
+    """One, and its other end, which is the worker's."""
+    end, mine = os.pipe()
+    return Leash(mine), end
+
+
+def start(folder: Folder, held: bool, snapshot: Path | None = None) -> Leash | None:
+    """Start the worker of the VM in ``folder``, at the state in ``snapshot`` (vm/snapshot) if that is given; returns
+    once the guest runs, of a ``held`` one with its leash. ``MachineError`` says why it doesn't."""
     reader, writer = os.pipe()
     environment = {k: v for k, v in os.environ.items() if k in _ENVIRONMENT or k.startswith("HOSTEL_")}
-    environment["HOSTEL_READY_FD"] = str(writer)
-    theirs = [writer]
+    if snapshot:
+        environment["HOSTEL_SNAPSHOT"] = str(snapshot)
+    theirs = {"HOSTEL_READY_FD": writer}
     leash = None
     if held:
-        end, mine = os.pipe()
-        theirs.append(end)
-        leash = Leash(mine)
-        environment["HOSTEL_LEASH_FD"] = str(end)
+        leash, theirs["HOSTEL_LEASH_FD"] = make_leash()
     log = folder.path / "worker.log"
     try:
-        with open(log, "ab", buffering=0) as output:
-            worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", WORKER, str(folder.path)],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, pass_fds=theirs,
-                start_new_session=True, cwd="/",
-            )
+        worker = _worker(folder, environment, log, theirs)
     except OSError as e:
         os.close(reader)
         raise MachineError(f"can't start the worker: {e.strerror}") from e
     finally:
-        for fd in theirs:
+        for fd in theirs.values():
             os.close(fd)
+    try:
+        return _started(folder, worker, reader, log, leash)
+    finally:
+        os.close(reader)
+        if isinstance(worker, zygote.Forked):
+            worker.close()
+        else:
+            zygote.start()
+
+
+def _worker(
+    folder: Folder, environment: dict[str, str], log: Path, theirs: dict[str, int]
+) -> "zygote.Forked | subprocess.Popen":
+    """Its process, to which the descriptors ``theirs`` are given as the variables of those names."""
+    with open(log, "ab", buffering=0) as output:
+        if zygote.seconds() and WORKER == "hostel.vm.worker":  # tests have others
+            forked = zygote.ask([str(folder.path)], environment, output.fileno(), theirs)
+            if forked:
+                return forked
+        import subprocess  # which most don't need
+
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", WORKER, str(folder.path)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[*theirs.values()],
+            env={**environment, **{name: str(fd) for name, fd in theirs.items()}}, start_new_session=True, cwd="/",
+        )
+
+
+def _started(
+    folder: Folder, worker: "zygote.Forked | subprocess.Popen", reader: int, log: Path, leash: Leash | None
+) -> Leash | None:
+    """The leash, once the worker's guest runs."""
     try:
         word = _first_word(reader)
     except BaseException:  # Ctrl-C while it starts
         worker.kill()
         worker.wait()
         raise
-    finally:
-        os.close(reader)
     if word is None:
         worker.kill()
         raise MachineError(f"the worker didn't start within {START_TIMEOUT:.0f} s; see {log}")
     if not word:
         status = worker.wait()
-        how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        raise MachineError(f"the worker ended {how} at its start: {_last_line(folder)}")
+        how = "" if status is None else f" by signal {-status}" if status < 0 else f" with status {status}"
+        raise MachineError(f"the worker ended{how} at its start: {_last_line(folder)}")
     if "error" in word:
         worker.wait()
         raise MachineError(word["error"])
@@ -134,8 +170,11 @@ def kill(folder: Folder, reason: str = "killed") -> None:
         return
     try:
         if folder.owned() and folder.state().pid == pid:  # so that no other process has that pid
+            state.reason = reason  # before: who waits for its end may look at once
+            folder.write_state_anyway(state)
             signal.pidfd_send_signal(process, signal.SIGKILL)
             select.select([process], [], [], 10.0)
+            folder.wait_free(10.0)  # it may have had a process that wrote a snapshot
     except ProcessLookupError:
         pass
     finally:

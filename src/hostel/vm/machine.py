@@ -5,7 +5,8 @@ that nothing of the old one can be left. Its vCPU threads exist while it runs, n
 ``stop`` ends them all, ``start`` makes new ones.
 
 ``on_event(machine, what)`` is called from vCPU threads: ``poweroff``, ``reset``, ``triple fault``,
-``debug`` (look at ``debug_met``) or ``error: ...``. The methods are for the loop's thread.
+``debug`` (look at ``debug_met``), ``full: ...`` (a card waits for room on the host) or ``error: ...``. The methods
+are for the loop's thread.
 """
 
 import ctypes
@@ -15,54 +16,81 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from hostel.base.errors import MachineError
+import msgspec
+
+from hostel.base import clock
+from hostel.base.errors import BootError, MachineError
 from hostel.base.linux import heap, prctl
 from hostel.base.loop import Loop, Timer
 from hostel.board import memmap
 from hostel.board.board import Board
-from hostel.board.boot import elf, linux, pvh
-from hostel.board.boot.state import BootState, SegmentValue
+from hostel.board.boot import decompress, elf, linux, pvh
+from hostel.board.boot import disk as boot_disk
+from hostel.board.boot.state import BootState, HeldFile, InMemory, SegmentValue
 from hostel.bus.space import Space
 from hostel.cpu.state import SEGMENTS, Segment, Table, VcpuState
 from hostel.devices.uart import Uart
 from hostel.memory.ram import Ram
+from hostel.spec.cards import AGENT_PORT
 from hostel.spec.vm import VmSpec
+from hostel.vm.cards import Backends, plug
 from hostel.vm.vcpu import Runner
 
+VERSION = 1          # of what ``save`` gives
 VERIFY_SAMPLE = 64   # of so many blocks one is verified with --verify-code: a tenth of a boot's time
 # One row an engine: what makes it, with a machine's Ram and its number of vCPUs.
 ENGINES = {"bt": "hostel.cpu.bt.run:BtEngine"}
 
 
 class BootFiles:
-    """Kernel and initramfs. Once ``pinned`` they are read through descriptors: a reset must boot what the first
-    start did, though the files may be gone by then, and out of a confined worker's reach."""
+    """Kernel, initramfs and the cards' back ends, held open: a reset must boot what the first start did, though the
+    files may be gone by then, and out of a confined worker's reach. Where no kernel is given, the first disk has it,
+    and each boot looks there anew."""
 
-    def __init__(self, spec: VmSpec):
-        self.kernel = spec.kernel
-        self.initrd = spec.initrd
-        self._held: list[int] = []
+    def __init__(self, spec: VmSpec, resumed: bool = False):
+        self.kernel = HeldFile(spec.kernel, "kernel") if spec.kernel else None
+        self.initrd = HeldFile(spec.initrd, "initramfs") if spec.initrd else None
+        self.backends = Backends(spec)
+        if resumed or not spec.kernel:
+            decompress.load_all()  # it hasn't booted here, or the next kernel may be packed otherwise
 
-    def pin(self) -> list[str]:
-        """The paths that must stay readable."""
-        if not self._held:
-            self.kernel = self._hold(self.kernel)
-            self.initrd = self._hold(self.initrd) if self.initrd else None
-        return [path for path in (self.kernel, self.initrd) if path]
+    def boot(self, cmdline: str) -> tuple[HeldFile | InMemory, HeldFile | InMemory | None, str]:
+        """Kernel, initramfs and command line. ``BootError``: there is no kernel."""
+        if self.kernel:
+            return self.kernel, self.initrd, cmdline
+        disk = self.backends.first_disk()
+        if disk is None:
+            raise BootError("there is neither a kernel nor a disk to boot from")
+        found = boot_disk.find(disk.read, disk.size)
+        return found.kernel, found.initrd, f"{found.cmdline} {cmdline}".strip()
 
-    def _hold(self, path: str) -> str:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._held.append(fd)
-        return f"/proc/self/fd/{fd}"
+    def become(self, spec: VmSpec) -> None:
+        """They are another VM's, a fork's, now."""
+        self.backends.become(spec)
+
+    def rings(self) -> list[int]:
+        """io_uring's descriptors, which a confined worker may go on using."""
+        return self.backends.rings()
+
+    def shares(self) -> list[tuple[int, bool]]:
+        """What the worker must still get at when it is confined (vm/confine)."""
+        return self.backends.shares()
+
+    def close(self) -> None:
+        """The VM has ended."""
+        self.backends.close()
 
 
 class Machine:
-    """Built ready to run. ``console`` and ``agent`` are its serial ports (devices/uart)."""
+    """Built ready to run, or ``blank``, to be ``load``ed. ``console`` is its first serial port (devices/uart),
+    ``agent`` the second, or a virtio console's port of the agent's name, which the guest's agent prefers as well."""
 
     def __init__(
-        self, spec: VmSpec, files: BootFiles, loop: Loop, on_event: Callable[["Machine", str], None]
+        self, spec: VmSpec, files: BootFiles, loop: Loop, on_event: Callable[["Machine", str], None],
+        blank: bool = False,
     ):
         self._loop = loop
         self._on_event = on_event
@@ -84,17 +112,21 @@ class Machine:
         # Commands' frames must not be lost to a driver's opening and closing of the port: RTS gates them. A
         # console's user may type before anything listens, as on a real one.
         self.console = Uart(self._board.serial_irq(0), name="ttyS0")
-        self.agent = Uart(self._board.serial_irq(1), name="ttyS1")
+        self._second = Uart(self._board.serial_irq(1), name="ttyS1")
         self._board.attach_serial(0, self.console)
-        self._board.attach_serial(1, self.agent)
-        rsdp = self._board.write_tables()
-        boot = load_kernel(self.ram, layout, files, spec.cmdline, rsdp)
+        self._board.attach_serial(1, self._second)
+        self.cards = plug(files.backends, self._board, self.ram, loop)
+        for card in self.cards.values():
+            card.device.on_full = lambda text: self._tell(f"full: {text}")
+        self.agent: Any = self.port(AGENT_PORT) or self._second
         self._runners = []
         for vcpu, apic in zip(vcpus, self._board.apics, strict=True):
             vcpu.set_apic(apic)
             self._runners.append(Runner(vcpu, apic, self._pio, self._mmio))
-        enter(vcpus[0], boot)
-        heap.trim()  # the kernel was here three times over
+        if not blank:
+            rsdp = self._board.write_tables()
+            enter(vcpus[0], load_kernel(self.ram, layout, files, spec.cmdline, rsdp))
+            heap.trim()  # the kernel was here three times over
 
     def start(self, only: list[int] | None = None) -> None:
         """Let the vCPUs run, or some of them."""
@@ -120,15 +152,96 @@ class Machine:
 
     def close(self) -> None:
         """Let go of everything; it must be stopped."""
+        for card in self.cards.values():
+            card.close()
         for timer in list(self._timers):
             timer.cancel()
         self._timers.clear()
         self.console.close()
-        self.agent.close()
+        self._second.close()
+
+    # -- snapshots and forks; the vCPUs stand still
+
+    def save(self) -> dict[str, Any]:
+        """Everything but memory. Nothing is under way then in the cards' back ends, and what was written to disks is
+        there."""
+        now = clock.rdtsc_py()
+        vcpus = self.engine.vcpus
+        return {
+            "version": VERSION,
+            "board": self._board.save(),
+            "serial": [port.save() for port in (self.console, self._second)],
+            "vcpus": [msgspec.to_builtins(vcpu.save_state(now), builtin_types=(bytes,)) for vcpu in vcpus],
+            "requests": [vcpu.requests() for vcpu in vcpus],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what ``save`` gave, into a blank machine of the same cards; memory is as it was then."""
+        if state.get("version") != VERSION:
+            raise MachineError(f"the saved machine has version {state.get('version')}; this hostel reads {VERSION}")
+        self._board.load(state["board"])
+        for port, saved in zip((self.console, self._second), state["serial"], strict=True):
+            port.load(saved)
+        now = clock.rdtsc_py()
+        for vcpu, given, requests in zip(self.engine.vcpus, state["vcpus"], state["requests"], strict=True):
+            vcpu.load_state(msgspec.convert(given, VcpuState, strict=False), now)
+            vcpu.ask(requests)
+
+    def hold(self) -> None:
+        """No thread but the caller's is left, and nothing is under way: the process can fork."""
+        for card in self.cards.values():
+            card.device.hold()
+        self.engine.freeze()
+
+    def go_on(self, copy: bool) -> None:
+        """After ``hold``: as the same machine, or as a ``copy`` of it (devices/virtio/device)."""
+        self.engine.forked(copy)
+        for card in self.cards.values():
+            card.device.go_on(copy)
+
+    def new_generation(self, guid: bytes) -> None:
+        """Tell the guest that it is a copy, or goes on from an earlier state (board)."""
+        self._board.new_generation(guid)
+
+    def mac(self, number: int) -> str:
+        """What the driver of a network card takes for its address now."""
+        device: Any = self.cards[f"net{number}"].device
+        return str(device.filter.get_mac().hex(":"))
+
+    def announce(self) -> None:
+        """Have the guest tell its networks where it is."""
+        for name, card in self.cards.items():
+            if name.startswith("net"):
+                card.device.announce()  # type: ignore[attr-defined]
+
+    def disks(self) -> list[Any]:
+        """The disks' devices (devices/virtio/blk), in order."""
+        return [card.device for name, card in self.cards.items() if name.startswith("disk")]
+
+    def port(self, name: str) -> Any:
+        """The virtio console's port of that name (devices/virtio/console), or None."""
+        console = self.cards.get("console")
+        return console.device.port(name) if console else None  # type: ignore[attr-defined]
+
+    @property
+    def agent_port(self) -> Any:
+        """Where commands' frames go: a virtio console's port, where there is one for them, else the second serial
+        port."""
+        return self.port(AGENT_PORT) or self.agent
 
     def press_power_button(self) -> bool:
         """Whether the guest listens to it."""
         return self._board.press_power_button()
+
+    @property
+    def full(self) -> bool:
+        """Whether a card waits for room on the host."""
+        return any(card.device.full for card in self.cards.values())
+
+    def retry(self) -> None:
+        """Have cards that wait for room try again."""
+        for card in self.cards.values():
+            card.device.retry()
 
     def counters(self) -> dict[str, Any]:
         """Of vCPUs and engine, at little cost."""
@@ -143,7 +256,8 @@ class Machine:
         return {
             **self.counters(),
             "unclaimed": {"pio": self._pio.unclaimed, "mmio": self._mmio.unclaimed},
-            "serial": {"ttyS0": self.console.statistics(), "ttyS1": self.agent.statistics()},
+            "serial": {"ttyS0": self.console.statistics(), "ttyS1": self._second.statistics()},
+            "cards": {name: card.statistics() for name, card in self.cards.items()},
             "memory": {"guest_bytes": self.ram.size, **self._memory()},
         }
 
@@ -152,15 +266,18 @@ class Machine:
         starts = {_address(self.ram, gpa): size for gpa, size, _ in self.ram.regions()}
         resident = guest = 0
         inside = False
-        with open("/proc/self/smaps") as file:
-            for line in file:
-                if "-" in line.split(" ", 1)[0]:
-                    first, last = (int(part, 16) for part in line.split(" ", 1)[0].split("-"))
-                    inside = any(start < last and first < start + size for start, size in starts.items())
-                elif line.startswith("Pss:"):  # translated code is mapped twice
-                    size = int(line.split()[1]) << 10
-                    resident += size
-                    guest += size if inside else 0
+        try:
+            lines = Path("/proc/self/smaps").read_text().splitlines()
+        except OSError:  # a fork's confinement knows its parent's only
+            return {}
+        for line in lines:
+            if "-" in line.split(" ", 1)[0]:
+                first, last = (int(part, 16) for part in line.split(" ", 1)[0].split("-"))
+                inside = any(start < last and first < start + size for start, size in starts.items())
+            elif line.startswith("Pss:"):  # translated code is mapped twice
+                size = int(line.split()[1]) << 10
+                resident += size
+                guest += size if inside else 0
         return {"worker_resident": resident, "guest_resident": guest}
 
     def _run(self, index: int, runner: Runner) -> None:
@@ -207,16 +324,12 @@ def load_kernel(ram: Ram, layout: memmap.Layout, files: BootFiles, cmdline: str,
     """Put the kernel into memory; how the first vCPU enters it. Linux goes by its own protocol, other ELF files
     with a PVH entry by that."""
     seed = os.urandom(32)
-    try:
-        with open(files.kernel, "rb") as file:
-            head = file.read(4)
-    except OSError:
-        head = b""  # the loader says what is wrong
-    if head == b"\x7fELF":
-        image = elf.parse(linux.read_file(files.kernel, "kernel"), files.kernel)
+    kernel, initrd, cmdline = files.boot(cmdline)
+    if kernel.read_bytes(4) == b"\x7fELF":
+        image = elf.parse(linux.read_file(kernel, "kernel"), str(kernel))
         if pvh.entry_point(image) is not None and not _is_linux(image):
-            return pvh.load(ram, layout, files.kernel, files.initrd, cmdline, rsdp)
-    return linux.load(ram, layout, files.kernel, files.initrd, cmdline, rsdp, seed=seed)
+            return pvh.load(ram, layout, kernel, initrd, cmdline, rsdp)
+    return linux.load(ram, layout, kernel, initrd, cmdline, rsdp, seed=seed)
 
 
 def enter(vcpu: Any, boot: BootState) -> None:

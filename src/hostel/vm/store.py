@@ -6,13 +6,11 @@ appears whole (made beside, then renamed), and vm.toml is the first file to go w
 folder without one is leftovers, which the next VM of that name sweeps away.
 """
 
+import contextlib
 import errno
 import os
-import random
-import shutil
-import tempfile
 import time
-import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,6 +21,8 @@ from hostel.base.linux import lock
 from hostel.base.units import format_size, parse_size
 from hostel.spec.vm import VERSION, VmSpec, VmState
 
+STATE_SIZE = 1024             # bytes of a state that is written in its place
+FORGOTTEN = 60.0              # seconds after the end of a VM that was to be removed with it
 LIVE = ("starting", "running", "paused")
 
 _ADJECTIVES = (
@@ -46,8 +46,11 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
         self.name = path.name
+        self.lock_fd = -1             # once it is taken
 
     def spec(self) -> VmSpec:
+        import tomllib  # not for those that make a VM or talk to one
+
         try:
             data = tomllib.loads((self.path / "vm.toml").read_text())
         except OSError as e:
@@ -66,11 +69,7 @@ class Folder:
             raise MachineError(f"{self.path / 'vm.toml'}: {e}") from e
 
     def write_spec(self, spec: VmSpec) -> None:
-        data = msgspec.to_builtins(spec)
-        del data["name"]  # the folder's
-        data = {"version": spec.version, "cpus": spec.cpus, "memory": format_size(spec.memory), **data}
-        data["memory"] = format_size(spec.memory)
-        atomic.write(self.path / "vm.toml", write_toml(data))
+        replace(self.path / "vm.toml", write_toml(_described(spec)))
 
     def state(self) -> VmState:
         """What the worker last said, or ``died`` where it said it lives and does not."""
@@ -85,10 +84,12 @@ class Folder:
         return state
 
     def write_state(self, state: VmState) -> None:
-        atomic.write(self.path / "state.json", msgspec.json.encode(state) + b"\n")
+        # A crash of the host ends the VM, whatever it said before: only its last word is worth waiting for the disk.
+        atomic.write(self.path / "state.json", msgspec.json.encode(state) + b"\n", durable=state.state not in LIVE)
 
-    def write_last_state(self, state: VmState) -> None:
-        """The same, in the file's place where there is no space for another: the last word should not be lost."""
+    def write_state_anyway(self, state: VmState) -> None:
+        """The same, in the file's place where there is no space for another: why it stands still, and its last word,
+        should not be lost."""
         try:
             self.write_state(state)
         except HostelError:
@@ -98,10 +99,14 @@ class Folder:
                 file.truncate()
 
     def _read_state(self) -> VmState:
-        try:
-            return msgspec.json.decode((self.path / "state.json").read_bytes(), type=VmState)
-        except (OSError, msgspec.DecodeError):
-            return VmState()
+        for _ in range(20):
+            try:
+                return msgspec.json.decode((self.path / "state.json").read_bytes(), type=VmState)
+            except OSError:
+                break
+            except msgspec.DecodeError:  # it is being written in its place (HeldFolder)
+                time.sleep(0.001)
+        return VmState()
 
     def owned(self) -> bool:
         """Whether a process holds the VM's lock."""
@@ -113,6 +118,17 @@ class Folder:
             return lock.is_taken(fd)
         finally:
             os.close(fd)
+
+    def is_unborn(self) -> bool:
+        """Whether it is a fork that never said how it does: it is being made, or will never be."""
+        return self._read_state().state == "unborn"
+
+    def wait_free(self, seconds: float) -> bool:
+        """Return once no process owns it, or when the time is over: whether none does."""
+        deadline = time.monotonic() + seconds
+        while (owned := self.owned()) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return not owned
 
     def take(self) -> int:
         """Become the owner until the returned descriptor is closed; ``MachineError`` where another is."""
@@ -126,11 +142,16 @@ class Folder:
         try:
             # The folder may have been removed, and made again, between open and lock.
             if lock.take(fd) and os.path.samestat(os.fstat(fd), os.stat(path)):
+                self.lock_fd = fd
                 return fd
         except FileNotFoundError:
             pass
         os.close(fd)
         raise MachineError(f"'{self.name}' is running")
+
+    def drop_socket(self) -> None:
+        """Nobody is behind it any more."""
+        (self.path / "control.sock").unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the folder of a VM that no process owns."""
@@ -142,45 +163,120 @@ class Folder:
 
     def delete(self) -> None:
         """The same for the owner itself."""
+        import shutil  # as in base/atomic
+
         try:
             (self.path / "vm.toml").unlink(missing_ok=True)
             shutil.rmtree(self.path)
         except FileNotFoundError:
             pass
         except OSError as e:
+            if isinstance(e, PermissionError) and not os.listdir(self.path):
+                return  # a worker that is another user than its starter; ``folders`` sweeps
             raise MachineError(f"can't remove {self.path}: {e.strerror}") from e
+
+
+class HeldFolder(Folder):
+    """One to which the process that owns it has no way: it has what it needs open."""
+
+    def __init__(self, path: Path, lock_fd: int, state_fd: int):
+        super().__init__(path)
+        self.lock_fd = lock_fd
+        self._state_fd = state_fd
+
+    def write_state(self, state: VmState) -> None:
+        data = msgspec.json.encode(state)
+        with atomic.told(self.path / "state.json"):  # in its place, in one write that covers what was there
+            os.pwrite(self._state_fd, data.ljust(-(-len(data) // STATE_SIZE) * STATE_SIZE - 1) + b"\n", 0)
+
+    def delete(self) -> None:
+        """Others do that: what has ended and isn't wanted any more is swept away (``folders``)."""
+
+    def drop_socket(self) -> None:
+        """It stays, with nobody behind it."""
+
+
+def replace(path: Path, text: str) -> None:
+    """Have the file say ``text``, and wait for the disk only where it doesn't yet."""
+    try:
+        if path.read_bytes() == text.encode():
+            return
+    except OSError:
+        pass
+    atomic.write(path, text)
 
 
 def find(name: str) -> Folder:
     """The folder of an existing VM."""
-    folder = Folder(paths.vms() / name)
-    if "/" in name or name.startswith(".") or not name or not (folder.path / "vm.toml").exists():
-        raise MachineError(f"there is no VM named '{name}'; 'hostel ps' lists what there is")
-    return folder
+    return Folder(paths.vm(name))
 
 
 def folders() -> list[Folder]:
-    """All VMs, by name."""
+    """All VMs, by name. Empty folders, left by workers that may not remove them, go, and so do VMs that were to be
+    removed with their end, some time after it: who started one may still want to see how it ended."""
     try:
         names = sorted(os.listdir(paths.vms()))
     except OSError:
         return []
-    all_ = [Folder(paths.vms() / name) for name in names if not name.startswith(".")]
-    return [folder for folder in all_ if (folder.path / "vm.toml").exists()]
+    found = []
+    for name in names:
+        folder = Folder(paths.vms() / name)
+        if name.startswith("."):
+            continue
+        if (folder.path / "vm.toml").exists():
+            if folder.is_unborn():
+                continue
+            if _is_forgotten(folder):
+                with contextlib.suppress(MachineError):
+                    folder.remove()
+                    atomic.remove_folder(paths.disks() / name)
+                    continue
+            found.append(folder)
+        else:
+            with contextlib.suppress(OSError):
+                folder.path.rmdir()
+    return found
 
 
-def create(spec: VmSpec) -> Folder:
-    """Make ``vms/NAME`` for ``spec``; an empty name is replaced by a generated one. The folder is the claim."""
+def sweep_unborn() -> None:
+    """Remove forks that were never made. Nobody is at work on any."""
+    try:
+        names = os.listdir(paths.vms())
+    except OSError:
+        return
+    for name in names:
+        folder = Folder(paths.vms() / name)
+        if folder.is_unborn() and not folder.owned():
+            with contextlib.suppress(MachineError):
+                folder.remove()
+
+
+def create(spec: VmSpec, fill: Callable[[Path, Path], None] | None = None, unborn: bool = False) -> Folder:
+    """Make ``vms/NAME`` for ``spec``; an empty name is replaced by a generated one. The folder is the claim.
+
+    ``fill(new, path)`` puts files into the folder ``new``, which is to become ``path``, and may change ``spec``. One
+    that is ``unborn`` isn't there for others until its worker, a fork, says how it does; it may be lost if the host
+    crashes soon, as the running machine is that it is made for.
+    """
     generated = not spec.name
     for _ in range(100):
-        name = f"{random.choice(_ADJECTIVES)}-{random.choice(_NOUNS)}" if generated else spec.name
+        name = new_name() if generated else spec.name
         folder = Folder(paths.vms() / name)
         spec.name = name
-        if _claim(folder, spec):
+        if _claim(folder, spec, fill, unborn):
             return folder
         if not generated:
             break
     raise _taken(folder)
+
+
+def _any_of(words: list[str]) -> str:
+    return words[int.from_bytes(os.urandom(4), "little") % len(words)]
+
+
+def new_name() -> str:
+    """One that is made up."""
+    return f"{_any_of(_ADJECTIVES)}-{_any_of(_NOUNS)}"
 
 
 def check_free(name: str) -> None:
@@ -204,12 +300,22 @@ def _is_leftover(folder: Folder) -> bool:
     if not (folder.path / "vm.toml").exists():
         return True
     try:
-        return folder.spec().remove and folder.state().state in ("died", "stopped")
+        state = folder.state()
+        if state.reason == "suspended":
+            return False
+        return folder.is_unborn() or folder.spec().remove and state.state in ("died", "stopped")
     except MachineError:
         return False
 
 
-def _claim(folder: Folder, spec: VmSpec) -> bool:
+def _is_forgotten(folder: Folder) -> bool:
+    try:
+        return time.time() - (folder.path / "state.json").stat().st_mtime > FORGOTTEN and _is_leftover(folder)
+    except OSError:
+        return False
+
+
+def _claim(folder: Folder, spec: VmSpec, fill: Callable[[Path, Path], None] | None, unborn: bool) -> bool:
     if folder.path.exists():
         if not _is_leftover(folder):
             return False
@@ -220,40 +326,55 @@ def _claim(folder: Folder, spec: VmSpec) -> bool:
     vms = paths.vms()
     with atomic.told(vms):
         vms.mkdir(parents=True, exist_ok=True)
-        new = Folder(Path(tempfile.mkdtemp(prefix=".new-", dir=vms)))
+        new = Folder(atomic.new_folder(vms, ".new-"))
     try:
-        new.write_spec(spec)
-        new.write_state(VmState(created=time.time()))
+        if fill:
+            fill(new.path, folder.path)
+        state = VmState(state="unborn" if unborn else "created", created=time.time())
         with atomic.told(folder.path):
+            (new.path / "vm.toml").write_text(write_toml(_described(spec)))
+            (new.path / "state.json").write_bytes(msgspec.json.encode(state) + b"\n")
+            if not unborn:
+                for name in ("vm.toml", "state.json", "."):
+                    atomic.sync_file(new.path / name)
             try:
                 os.rename(new.path, folder.path)  # onto a folder that isn't empty it fails: that name is taken
             except OSError as e:
                 if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                shutil.rmtree(new.path, ignore_errors=True)
+                atomic.remove_folder(new.path)
                 return False
     except BaseException:
-        shutil.rmtree(new.path, ignore_errors=True)
+        atomic.remove_folder(new.path)
         raise
     return True
 
 
+def _described(spec: VmSpec) -> dict:
+    """As vm.toml has it."""
+    data = msgspec.to_builtins(spec)
+    del data["name"]  # the folder's
+    data = {"version": spec.version, "cpus": spec.cpus, "memory": format_size(spec.memory), **data}
+    data["memory"] = format_size(spec.memory)
+    return data
+
+
 def write_toml(data: dict) -> str:
-    """TOML of one flat table: strings, integers, booleans and lists of strings."""
-    lines = []
-    for key, value in data.items():
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            text = str(value).lower()
-        elif isinstance(value, (int, float)):
-            text = str(value)
-        elif isinstance(value, str):
-            text = _toml_string(value)
-        else:
-            text = "[" + ", ".join(_toml_string(item) for item in value) + "]"
-        lines.append(f"{key} = {text}\n")
-    return "".join(lines)
+    """TOML of one table: strings, numbers, booleans, and lists and inline tables of them. None is left out."""
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in data.items() if value is not None)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items() if item is not None) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    assert isinstance(value, str), value
+    return _toml_string(value)
 
 
 def _toml_string(text: str) -> str:

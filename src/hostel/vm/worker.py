@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -24,29 +25,37 @@ from typing import Any, TextIO, cast
 import msgspec
 
 from hostel.base.errors import HostelError, MachineError
-from hostel.base.loop import READ, Loop
+from hostel.base.loop import READ, Loop, Timer
+from hostel.base.units import format_size
 from hostel.spec import rpc
-from hostel.spec.vm import VmState
+from hostel.spec.share import ShareSpec
+from hostel.spec.vm import VmSpec, VmState
 from hostel.vm import confine
+from hostel.vm.checkpoint import Checkpoints
 from hostel.vm.console import Console, Log
 from hostel.vm.control import Connection, Later, Server, Upgrade, listen
 from hostel.vm.debug import Debugger
 from hostel.vm.exec import Exec
+from hostel.vm.fork import Forks
 from hostel.vm.perfmap import PerfMap
+from hostel.vm.snapshot import Snapshot
 from hostel.vm.store import Folder
 from hostel.vm.symbols import Symbols
 from hostel.vm.trace import Trace
 
 WORKER_LOG_SIZE = 1 << 20
 END_TIMEOUT = 5.0       # seconds that clients have to read the rest when the VM has ended
+LOST = 125              # a command's status where it was lost with its agent
 QUICK = 20.0            # a reset sooner than this after the last one, with no agent seen, is a failure to boot
 MAX_QUICK_RESETS = 3
+RETRY = 1.0             # seconds between looks whether there is room again for disks
+SETTLE = 0.2            # after which a retry that didn't help has said so
 
 
 class Worker:
     """One VM, from its folder to its end; ``run()`` returns the process's exit status."""
 
-    def __init__(self, folder: Folder, leash: int = -1):
+    def __init__(self, folder: Folder, leash: int = -1, snapshot: Snapshot | None = None):
         self.folder = folder
         self.spec = folder.spec()
         self.state = VmState(state="starting", pid=os.getpid(), created=folder.state().created or time.time())
@@ -57,7 +66,7 @@ class Worker:
         self.confinement: dict = {}
         self._waiters: list[Later] = []
         self._agent_waiters: list[Later] = []
-        self._leash = leash
+        self.leash = leash
         self._resets = 0
         self._quick_resets = 0
         self._last_start = 0.0
@@ -67,23 +76,35 @@ class Worker:
             listener = listen(fd, "control.sock")
         finally:
             os.close(fd)
-        self.server = Server(self.loop, listener, {name: getattr(self, f"do_{name}") for name in rpc.PARAMS})
+        self.server = Server(self.loop, listener, self.methods())
         self.log = Log(folder.path / "console.log")
         # What a guest can make us print must not fill the disk.
         sys.stderr = cast(TextIO, Log(folder.path / "worker.log", WORKER_LOG_SIZE))
         from hostel.vm.machine import BootFiles, Machine  # everything compiled comes in here
 
-        self.files = BootFiles(self.spec)
+        self.files = BootFiles(self.spec, snapshot is not None)
         self._machine_type = Machine
-        self.machine = Machine(self.spec, self.files, self.loop, self._machine_event)
+        self._snapshot = snapshot
+        self._base = snapshot.open() if snapshot else None
+        self.machine = Machine(self.spec, self.files, self.loop, self._machine_event, blank=snapshot is not None)
         self.console = Console(self.loop, self.log, self._write_console, self._resized)
         self.console.on_ready = self._read_console
         self.exec = Exec(self.loop, self._agent_ready)
+        self.checkpoints = Checkpoints(self)
+        self.forks = Forks(self)
+        self._stale: VmSpec | None = None  # it has yet to be, when it runs: it was that VM
+        self.last_fork = time.monotonic()
         self._window = (0, 0)
+        self._full = ""               # why the machine waits for room on the host, if it does
+        self._retry_timer: Timer | None = None
+        self._room_waiters: list[Later] = []
+        self._unmounted: list[ShareSpec] = []
         self.debugger = Debugger(lambda: self.machine, self.spec.name)
         self._perf_map: PerfMap | None = None
         self._trace: Trace | None = None
         self._counting: set[Connection] = set()
+        self._starts_paused = self.spec.debug or (snapshot is not None and snapshot.manifest.paused)
+        self._command_begun = False
 
     def start(self) -> None:
         """Give up what isn't needed, then let the guest run."""
@@ -96,32 +117,81 @@ class Worker:
         if self.spec.trace:
             self._trace = Trace(self.loop, self.spec.trace, symbols)
             self._trace.follow(self.machine.engine)
-        self.confinement = confine.confine(self.folder.path, self.files.pin(), profiled=self.spec.perf_map)
+        self.confinement = confine.confine(
+            self.folder.path, profiled=self.spec.perf_map, rings=self.files.rings(), shares=self.files.shares()
+        )
+        if self._snapshot and self._base:
+            saved = self.checkpoints.resume(self._base)
+            self.console.load(saved.console)
+            self.exec.load(saved.exec, self.console.output, self._command_ended)
+            self._command_begun = bool(saved.exec["main"])
+            self._stale = self._snapshot.manifest.spec
+            if not self._starts_paused:
+                self._renew(self._stale)
         self._connect()
-        if not self.spec.debug:
+        self.state.state = "paused" if self._starts_paused else "running"
+        self.has_started()
+        if not self._starts_paused:
             self.machine.start()
         if self._perf_map:
             self._perf_map.start()
-        self.state.state = "paused" if self.spec.debug else "running"
+        self._hold_leash()
+        if self.spec.idle:
+            self._end_idle()
+
+    def has_started(self) -> None:
+        """Before the guest does anything: what may have been saved of an earlier run is out of date."""
         self.state.started = self._last_start = time.time()
         self.folder.write_state(self.state)
-        if self._leash >= 0:
-            self.loop.watch(self._leash, READ, lambda _: self._leash_moved())
+
+    def _hold_leash(self) -> None:
+        if self.leash >= 0:
+            self.loop.watch(self.leash, READ, lambda _: self._leash_moved())
+
+    def _end_idle(self) -> None:
+        """End once nobody has forked it for as long as its spec says."""
+        left = self.last_fork + self.spec.idle - time.monotonic()
+        if self.spec.idle and left <= 0:
+            self.end("nobody wanted a copy of it")
+        elif self.spec.idle and not self.ended:
+            self.loop.call_later(left, self._end_idle)
 
     def run(self) -> int:
         self.loop.run()
         return 0
 
+    def methods(self) -> dict[str, Callable[[Connection, Any], Any]]:
+        """Of the control socket."""
+        return {name: getattr(self, f"do_{name}") for name in rpc.PARAMS}
+
+    @property
+    def observed(self) -> bool:
+        """Whether files are being written about it that are one VM's."""
+        return self._trace is not None or self._perf_map is not None
+
+    def become(self, before: VmSpec, server: Server, leash: int) -> None:
+        """In a forked child, whose VM is another than ``before`` by now: nobody waits for it yet."""
+        self.server = server
+        self.leash = leash
+        self._hold_leash()
+        self._stale = None
+        self._waiters, self._agent_waiters, self._room_waiters = [], [], []
+        if self._counting:
+            self._counting.clear()
+            self.machine.engine.count_instructions(False)
+        self._resets = 0
+        self._renew(before)
+
     def _signalled(self, number: int, frame: object) -> None:
-        self.loop.call_soon_threadsafe(lambda: self._end(f"ended by {signal.Signals(number).name}"))
+        self.loop.call_soon_threadsafe(lambda: self.end(f"ended by {signal.Signals(number).name}"))
 
     def _leash_moved(self) -> None:
-        word = os.read(self._leash, 1)
-        self.loop.unwatch(self._leash)
-        os.close(self._leash)
-        self._leash = -1
+        word = os.read(self.leash, 1)
+        self.loop.unwatch(self.leash)
+        os.close(self.leash)
+        self.leash = -1
         if not word:
-            self._end("who started it ended")
+            self.end("who started it ended")
 
     # -- the serial ports
 
@@ -129,7 +199,7 @@ class Worker:
         port = self.machine.console
         self.loop.watch(port.tx_fd, READ, lambda _: self._read_console())
         self.loop.watch(port.rx_fd, READ, lambda _: self._console_room())
-        self.exec.connect(self.machine.agent)
+        self.exec.connect(self.machine.agent_port)
 
     def _disconnect(self) -> None:
         self.loop.unwatch(self.machine.console.tx_fd)
@@ -166,21 +236,97 @@ class Worker:
         self._quick_resets = 0
         if self._window != (0, 0):
             self.exec.resize_console(*self._window)
+        self._unmounted = list(self.spec.shares)
+        # What a copy is told later, a guest that has just started hears too: the host's entropy is better than its own,
+        # and what it runs for this is translated when it is forked.
+        self.machine.new_generation(os.urandom(16))
+        self._tell_identity(None)
+        self._mount()
+
+    def _mount(self) -> None:
+        """Have the guest mount the next share; behind the last, it takes commands."""
+        if not self._unmounted:
+            self._take_commands()
+            return
+        share = self._unmounted[0]
+
+        def ended(status: int) -> None:
+            if status == 0:
+                self._unmounted.pop(0)
+                self._mount()
+            elif status != LOST and not self.ended:
+                self.end(f"the guest can't mount {share.source} at {share.target}: {os.strerror(status)}")
+
+        argv = ["agent", "mount", share.tag, share.target, *(["ro"] if share.readonly else [])]
+        self.exec.run_detached(argv, self.console.output, ended, itself=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the guest isn't in the middle of being prepared for commands."""
+        return not self._unmounted
+
+    @property
+    def _takes_commands(self) -> bool:
+        return self.exec.ready and self.complete
+
+    @property
+    def running(self) -> bool:
+        """Whether the vCPUs do."""
+        return self.debugger.running if self.debugger.attached else self.state.state == "running"
+
+    def _take_commands(self) -> None:
         self.server.event(event="agent", ready=True)
         waiters, self._agent_waiters = self._agent_waiters, []
         for waiter in waiters:
             waiter.done(True)
-        if self.spec.command:
+        if self.spec.command and not self._command_begun:
+            self._command_begun = True
             self.exec.run_detached(self.spec.command, self.console.output, self._command_ended)
+
+    def _renew(self, before: VmSpec) -> None:
+        """The guest goes on from a snapshot, or as a copy of the VM that ``before`` is: have it take new entropy, the
+        time, and who it is. It does before it looks at what it is asked for later."""
+        self._stale = None
+        self.machine.new_generation(os.urandom(16))
+        if self.exec.ready:
+            self._tell_identity(before)
+            self._renew_network(before)
+
+    def _tell_identity(self, before: VmSpec | None) -> None:
+        """Entropy and time, and a copy who it is; one that has just started (``before`` is None) only where it keeps
+        nothing of its own."""
+        words = [f"time={time.time():.9f}", f"entropy={os.urandom(48).hex()}"]
+        if before.name != self.spec.name if before else not self.spec.disks:
+            words += [f"hostname={self.spec.name.replace('_', '-')}", f"machine-id={os.urandom(16).hex()}"]
+        self.exec.run_detached(["agent", "identity", *words], self._note, self._renewed, itself=True)
+
+    def _renew_network(self, before: VmSpec) -> None:
+        """The same for its cards, which takes the guest longer."""
+        words = []
+        for number, (old, new) in enumerate(zip(before.nics, self.spec.nics, strict=True)):
+            if old.mac != new.mac:  # what its driver has may be another's before that, if this comes soon after
+                words.append(f"mac={self.machine.mac(number)}:{new.mac}")
+        if words:
+            self.exec.run_detached(["agent", "identity", *words], self._note, self._renewed, itself=True)
+        else:
+            self.machine.announce()
+
+    def _renewed(self, status: int) -> None:
+        if status and status != LOST:
+            print(f"worker: the guest's agent couldn't make it another machine: status {status}", file=sys.stderr)
+
+    def _note(self, output: bytes) -> None:
+        """What the guest's agent says of what it was to do."""
+        print(f"worker: the guest: {output.decode(errors='replace').strip()}", file=sys.stderr)
 
     def _command_ended(self, status: int) -> None:
         self.state.exit_status = status
-        self._end(f"its command ended with status {status}")
+        self.end(f"its command ended with status {status}")
 
     # -- what the machine reports
 
     def _machine_event(self, machine: Any, what: str) -> None:
-        """From any thread: ``poweroff``, ``reset``, ``triple fault``, ``debug`` or ``error: ...``."""
+        """From any thread: ``poweroff``, ``reset``, ``triple fault``, ``debug``, ``full: ...`` or ``error: ...``."""
         self.loop.call_soon_threadsafe(lambda: self._handle(machine, what))
 
     def _handle(self, machine: Any, what: str) -> None:
@@ -189,12 +335,51 @@ class Worker:
         if what == "debug":
             self.debugger.met()
         elif what == "poweroff":
-            self._end("poweroff")
+            self.end("poweroff")
         elif what in ("reset", "triple fault"):
             # Later, when nothing here refers to the old machine any more: its memory must go before another comes.
             self.loop.call_later(0, functools.partial(self._reset, what))
+        elif what.startswith("full: "):
+            self._no_room(what.removeprefix("full: "))
         else:
-            self._end(what)
+            self.end(what)
+
+    # -- no room on the host: the machine stands still, and nothing is lost
+
+    def _no_room(self, why: str) -> None:
+        """A disk's write didn't fit. The vCPUs stop until it does, looked at every second and at every ``resume``."""
+        if not self._full:
+            self._full = why
+            print(f"worker: {why}; paused until there is room", file=sys.stderr)
+            if self.state.state == "running":
+                if not self.debugger.attached:
+                    self.machine.stop()
+                self._set_state("paused", why)
+        if self._retry_timer:
+            self._retry_timer.cancel()
+        self._retry_timer = self.loop.call_later(RETRY, self._retry)
+
+    def _retry(self) -> None:
+        if self._full and not self.ended:
+            self.machine.retry()
+            self.loop.call_later(SETTLE, functools.partial(self._room, self.machine))
+
+    def _room(self, machine: Any) -> None:
+        """Some time after a retry: go on, unless it didn't help."""
+        if not self._full or self.ended or machine is not self.machine:
+            return
+        waiters, self._room_waiters = self._room_waiters, []
+        if machine.full:
+            for waiter in waiters:
+                waiter.failed(self._full)
+            return
+        self._full = ""
+        if self.state.reason:  # else a person paused it
+            if not self.debugger.attached:
+                self.machine.start()
+            self._set_state("running")
+        for waiter in waiters:
+            waiter.done(True)
 
     def _reset(self, why: str) -> None:
         """A new machine in the old one's place: no state of the old one can be left."""
@@ -205,22 +390,35 @@ class Worker:
         booted = self.exec.ready
         self._quick_resets = 0 if booted or now - self._last_start > QUICK else self._quick_resets + 1
         if self._quick_resets >= MAX_QUICK_RESETS:
-            self._drain()
+            self.drain()
             cause = "a triple fault" if why == "triple fault" else "the guest itself"
             word = self.console.last_word()
-            self._end(f"the guest doesn't boot: {MAX_QUICK_RESETS} resets in a row, by {cause}{word and ': ' + word}")
+            self.end(f"the guest doesn't boot: {MAX_QUICK_RESETS} resets in a row, by {cause}{word and ': ' + word}")
             return
+        if self._full:
+            self._full = ""
+            if self.state.reason:
+                self._set_state("running")
         paused = self.state.state == "paused"
         self._last_start = now
         self.machine.stop()
         if self._trace:
             self._trace.take()
-        self._drain()
+        self.drain()
         self._disconnect()
+        self.checkpoints.forget()
+        self._command_begun = False
         self.machine.close()
         del self.machine
         gc.collect()  # the old machine's memory goes before the new one's comes
-        self.machine = self._machine_type(self.spec, self.files, self.loop, self._machine_event)
+        try:
+            self.machine = self._machine_type(self.spec, self.files, self.loop, self._machine_event)
+        except Exception as error:  # the guest may have left a disk that doesn't boot any more
+            self.machine = cast(Any, _NoMachine())
+            if not isinstance(error, HostelError):
+                traceback.print_exception(error, file=sys.stderr)
+            self.end(f"error: it can't be reset: {error}")
+            return
         if self._trace:
             self._trace.follow(self.machine.engine)
         if self._counting:
@@ -232,13 +430,13 @@ class Worker:
         elif not paused:
             self.machine.start()
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """What a stopped guest has written but nobody read yet."""
         while data := self.machine.console.take():
             self.console.output(data)
         self.exec.pump()
 
-    def _end(self, reason: str) -> None:
+    def end(self, reason: str) -> None:
         """Stop the machine, tell everybody, and leave when they have read it."""
         if self.ended:
             return
@@ -249,13 +447,14 @@ class Worker:
             self._perf_map.update()
         if self._trace:
             self._trace.take()
-        self._drain()
+        self.drain()
         self.exec.finish(f"'{self.spec.name}' ended: {reason}")
         self._disconnect()
         self.machine.close()
+        self.files.close()
         self.state.state, self.state.stopped, self.state.reason = "stopped", time.time(), reason
         try:
-            self.folder.write_last_state(self.state)
+            self.folder.write_state_anyway(self.state)
         except HostelError as e:
             print(f"worker: {e}", file=sys.stderr)
         self.console.finish()
@@ -278,10 +477,11 @@ class Worker:
         """The folder is left as it should be found: with the state, or not at all."""
         self.log.close()
         try:
-            if self.spec.remove and self._leash < 0:  # else who holds it removes it, having read the state
+            # Who holds it removes it, having read the state; who suspended it wants it later.
+            if self.spec.remove and self.leash < 0 and self.state.reason != "suspended":
                 self.folder.delete()
             else:
-                (self.folder.path / "control.sock").unlink(missing_ok=True)
+                self.folder.drop_socket()
         except (HostelError, OSError) as e:
             print(f"worker: {e}", file=sys.stderr)
         self.server.close()
@@ -300,7 +500,7 @@ class Worker:
             "name": self.spec.name,
             "spec": msgspec.to_builtins(self.spec),
             "state": msgspec.to_builtins(self.state),
-            "agent": self.exec.ready,
+            "agent": self._takes_commands,
             "debugger": self.debugger.attached,
             "confinement": self.confinement,
             "statistics": {
@@ -333,7 +533,7 @@ class Worker:
     def _count(self, before: bool) -> None:
         """Instructions are counted by other translations: the vCPUs change over to them while they stand still."""
         if bool(self._counting) != before:
-            running = self.debugger.running if self.debugger.attached else self.state.state == "running"
+            running = self.running
             if running:
                 self.machine.stop()
             self.machine.engine.count_instructions(not before)
@@ -355,24 +555,70 @@ class Worker:
         self._must_live()
         if not self.spec.agent:
             raise MachineError(f"'{self.spec.name}' takes no commands: it was given a kernel, so it has no agent")
-        if self.exec.ready:
+        if self._takes_commands:
             return True
         later = Later()
         self._agent_waiters.append(later)
         return later
+
+    def do_snapshot(self, connection: Connection, params: rpc.Snapshot) -> Any:
+        self._must_live()
+        self._must_be_free()
+        return self.checkpoints.take(connection, params, connection.take_fds())
+
+    def do_hand(self, connection: Connection, params: rpc.Hand) -> bool:
+        self.forks.hand(connection, params, connection.take_fds())
+        return True
+
+    def do_fork(self, connection: Connection, params: rpc.Fork) -> Any:
+        self._must_live()
+        self._must_be_free()
+        return self.forks.fork(connection, params, connection.take_fds())
+
+    def do_balloon(self, connection: Connection, params: rpc.Balloon) -> dict[str, Any]:
+        self._must_live()
+        card = self.machine.cards.get("balloon")
+        if card is None:
+            raise MachineError(f"'{self.spec.name}' has no balloon: run it with --device balloon")
+        balloon: Any = card.device
+        if params.size is not None:
+            if not 0 <= params.size <= self.spec.memory:
+                raise MachineError(f"'{self.spec.name}' has no more than {format_size(self.spec.memory)} of memory")
+            balloon.set_target(params.size)
+        balloon.ask()
+        return dict(balloon.statistics())
+
+    def do_grow_disk(self, connection: Connection, params: rpc.GrowDisk) -> bool:
+        self._must_live()
+        card = self.machine.cards.get(f"disk{params.number}")
+        if card is None:
+            raise MachineError(f"'{self.spec.name}' has no disk {params.number}: they count from 0")
+        disk: Any = card.device
+        if params.size < disk.size or params.size % 512:
+            raise MachineError(f"a disk grows to whole sectors of 512 bytes; it has {disk.size}, not {params.size}")
+        disk.resize(params.size)
+        return True
 
     def do_pause(self, connection: Connection, params: rpc.Nothing) -> bool:
         self._must_live()
         self._must_be_free()
         if self.state.state == "running":
             self.machine.stop()
-            self._set_state("paused")
+        self._set_state("paused")
         return True
 
-    def do_resume(self, connection: Connection, params: rpc.Nothing) -> bool:
+    def do_resume(self, connection: Connection, params: rpc.Nothing) -> Any:
         self._must_live()
         self._must_be_free()
+        if self._full:
+            later = Later()
+            self._room_waiters.append(later)
+            self.state.reason = self._full
+            self._retry()
+            return later
         if self.state.state == "paused":
+            if self._stale:
+                self._renew(self._stale)
             self.machine.start()
             self._set_state("running")
         return True
@@ -389,11 +635,11 @@ class Worker:
             self.do_resume(connection, rpc.Nothing())
         asked = self.exec.power_off() or self.machine.press_power_button()
         grace = max(0.0, params.grace) if asked else 0.0
-        self.loop.call_later(grace, lambda: self._end("stopped: it didn't power off by itself"))
+        self.loop.call_later(grace, lambda: self.end("stopped: it didn't power off by itself"))
         return True
 
     def do_quit(self, connection: Connection, params: rpc.Quit) -> bool:
-        self.loop.call_later(0, lambda: self._end(params.reason))
+        self.loop.call_later(0, lambda: self.end(params.reason))
         return True
 
     def do_console(self, connection: Connection, params: rpc.Console) -> Upgrade:
@@ -402,7 +648,7 @@ class Worker:
 
     def do_exec(self, connection: Connection, params: rpc.Exec) -> Upgrade:
         self._must_live()
-        if not self.exec.ready:
+        if not self._takes_commands:
             raise MachineError(f"'{self.spec.name}' doesn't take commands yet")
         if not params.argv:
             raise MachineError("exec: no command")
@@ -465,10 +711,25 @@ class Worker:
         if self.ended:
             raise MachineError(f"'{self.spec.name}' has ended: {self.state.reason}")
 
-    def _set_state(self, state: str) -> None:
-        self.state.state = state
-        self.folder.write_state(self.state)
-        self.server.event(event="state", state=state)
+    def _set_state(self, state: str, reason: str = "") -> None:
+        self.state.state, self.state.reason = state, reason
+        self.folder.write_state_anyway(self.state)
+        self.server.event(event="state", state=state, **({"reason": reason} if reason else {}))
+
+
+class _NoMachine:
+    """In the place of a machine that couldn't be built, until the worker has ended."""
+
+    full = False
+
+    def __init__(self) -> None:
+        self.console = types.SimpleNamespace(tx_fd=-1, rx_fd=-1, take=lambda: b"")
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _tell(ready: int, word: dict) -> None:
@@ -481,9 +742,10 @@ def _tell(ready: int, word: dict) -> None:
         os.close(ready)
 
 
-def main(argv: list[str], build: Callable[[Folder, int], Worker] = Worker) -> int:
+def main(argv: list[str], build: Callable[..., Worker] = Worker) -> int:
     ready = int(os.environ.pop("HOSTEL_READY_FD", "-1"))
     leash = int(os.environ.pop("HOSTEL_LEASH_FD", "-1"))
+    path = os.environ.pop("HOSTEL_SNAPSHOT", "")
     confine.close_strays({fd for fd in (ready, leash) if fd > 2})
     folder = Folder(Path(argv[0]))
     try:
@@ -492,7 +754,7 @@ def main(argv: list[str], build: Callable[[Folder, int], Worker] = Worker) -> in
         _tell(ready, {"error": str(error)})
         return 1
     try:
-        worker = build(folder, leash)
+        worker = build(folder, leash, Snapshot.read(Path(path))) if path else build(folder, leash)
         worker.start()
     except HostelError as error:
         _give_up(folder, str(error))

@@ -143,7 +143,7 @@ class Guest:
     def _prepare(self, case: oracle.Case) -> None:
         at = case.base - oracle.CODE
         if not case.writable and (case.base, case.code) != self.there:  # the next state may run the same translations
-            self.engine.invalidate(self.CODE_GPA + at, oracle.SLOT)
+            self.ram.mark_written(self.CODE_GPA + at, oracle.SLOT)
             self.code[at : at + oracle.SLOT] = case.page
             self.there = case.base, case.code
         self._memory(case)
@@ -154,7 +154,7 @@ class Guest:
         for view, start, end in self.memory:
             view[:] = image[start:end]
         if case.writable:
-            self.engine.invalidate(self.OWN_GPA, oracle.SLOT)
+            self.ram.mark_written(self.OWN_GPA, oracle.SLOT)
             self.own[:] = case.page
         for address, value in case.patches:
             view, at = self._where(address)

@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING
 
 import oracle
 from oracle import DATA, IMAGES, STACK, Case, interesting
-from rows import ALONE, ALONE_NAMES, BRANCHES, ENVIRONMENT, FAR, M64, PP, SEGMENT_PREFIX, SELECTORS, USER_DATA, K, S
+from rows import (
+    ALONE,
+    ALONE_NAMES,
+    AMD,
+    BRANCHES,
+    ENVIRONMENT,
+    FAR,
+    M64,
+    PP,
+    SEGMENT_PREFIX,
+    SELECTORS,
+    USER_DATA,
+    K,
+    S,
+)  # fmt: skip
 
 from hostel.cpu.bt import decode
 from hostel.cpu.bt.table import C
@@ -496,8 +510,8 @@ class Maker:
         """Perhaps, as the last thing, an encoding that isn't one: a prefix that it can't have, or too long."""
         rng = self.rng
         row = self.of.rows[rng.choice(self.of.fillers[self.mode])]
-        if row["kind"] in BRANCHES:
-            return
+        if row["kind"] in BRANCHES or (AMD and row["system"] in (S["MOV_FROM_CR"], S["MOV_TO_CR"])):
+            return  # LOCK MOV CR0 is MOV CR8 on AMD's processors
         code = self._assemble(row, self._form(row))
         if code is None:
             return

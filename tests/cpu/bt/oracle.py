@@ -286,16 +286,18 @@ def live_flags(case: Case, native: Outcome) -> int:
     The translator keeps those that an instruction from there on, across jumps, may still read; what surely overwrites
     them first makes the others dead (translate.py).
     """
-    stop = [C["K_" + k] for k in ("JCC", "LOOP", "UD")]
-    live, undecided, jumps = 0, ARITHMETIC, 0
-    code = _code_after(case, native)
-    at = native.rip - case.rip
-    while 0 <= at < len(code) and undecided:
-        insn = decode.decode_py(code[at : at + 15] + b"\xcc" * 15, native.rip, case.mode)
+    return _looked_at(case, _code_after(case, native), native.rip - case.rip, ARITHMETIC, 40)
+
+
+def _looked_at(case: Case, code: bytes, at: int, undecided: int, jumps: int) -> int:
+    """Of the undecided flags those that the code from there on may read before it writes them."""
+    live = 0
+    while 0 <= at < len(code) and undecided and jumps > 0:
+        insn = decode.decode_py(code[at : at + 15] + b"\xcc" * 15, case.rip + at, case.mode)
         if insn["result"] <= 0 or insn["op"] == 0:
             break
         row = decode.ROWS[insn["op"]].fields
-        if row["kind"] in stop:
+        if row["kind"] in (C["K_LOOP"], C["K_UD"]):
             break
         if row["kind"] == C["K_STRING"] and row["flags_mod"]:  # CMPS and SCAS inline, or repeated
             return live | undecided if row["flags"] & C["O_FLAGS_COUNT"] else live
@@ -306,11 +308,15 @@ def live_flags(case: Case, native: Outcome) -> int:
                 kill |= row["flags_mod"]  # the count is known
         undecided &= ~(kill | row["flags_read"])
         at += insn["result"]
-        if row["kind"] == C["K_JMP"]:
-            at += (insn["imm"] ^ 1 << 63) - (1 << 63)
-            jumps += 1
-            if jumps == 40:
+        target = at + (insn["imm"] ^ 1 << 63) - (1 << 63)
+        if row["kind"] == C["K_JCC"]:
+            if case.mode != 8:
                 break
+            live |= _looked_at(case, code, target, undecided, jumps // 4)
+            jumps -= 1
+        elif row["kind"] == C["K_JMP"] or (row["kind"] == C["K_CALL"] and case.mode == 8):
+            at = target
+            jumps -= 1
     return live | undecided
 
 

@@ -1,5 +1,6 @@
 """The code cache: what happens when it is full, and when one page's code changes under another vCPU."""
 
+import threading
 from pathlib import Path
 
 from machine import assemble
@@ -42,7 +43,6 @@ def test_a_device_that_writes_to_code_is_seen():
     ram, vcpu, engine = machine_of(body)
     for value in (1, 7, 9):
         ram.write(0x200001, bytes([value]))
-        engine.invalidate(0x200001, 1)
         state = vcpu.save_state()
         state.rip = CODE
         vcpu.load_state(state)
@@ -140,3 +140,32 @@ def _work(vcpu, engine) -> list[int]:
         counters["translated_instructions"], counters["invalidated_blocks"], sum(own["exits"].values()), own["lookups"],
         own["tlb_fills"], own["jump_flushes"],
     ]  # fmt: skip
+
+
+def test_two_machines_translate_at_once():
+    # each round a fresh translation; what one machine makes must not get into the other's
+    programs = {
+        step: assemble(
+            f"""
+            mov     ecx, 20000
+            xor     eax, eax
+        1:  mov     byte ptr [rip + 2f - 1], {step}
+            add     rax, {step + 0x1000}       // whose highest byte is written each time
+        2:  .rept   {step}
+            add     rax, 1
+            .endr
+            dec     ecx
+            jnz     1b
+            int3
+            """, CODE, runtime=False)
+        for step in (3, 17)
+    }  # fmt: skip
+    machines = {step: machine_of(body) for step, body in programs.items()}
+    threads = [threading.Thread(target=vcpu.run_py) for _, vcpu, _ in machines.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for step, (_, vcpu, _) in machines.items():
+        assert vcpu.take_exception()[0] == 3
+        assert vcpu.save_state().registers[0] == 20000 * ((step << 24) + 0x1000 + 2 * step)

@@ -286,6 +286,10 @@ def test_lengths_and_validity_against_the_processor(mode: int) -> None:
                 continue
             if not intel and row.size_rule == "f64" and found["prefixes"] & C["P_OPSIZE"]:
                 continue  # AMD's near branches obey 66
+            if not intel and (row.name in ("prefetchw", "serialize") or found["prefixes"] & C["P_LOCK"]):
+                continue  # PREFETCHW of a register is undefined there, LOCK MOV CR0 is MOV CR8 (APM vol. 3)
+            if not intel and row.fields["kind"] == C["K_UD"] and found["prefixes"] & C["P_VEX"]:
+                continue  # VPERMPD with W = 0 runs
             length, outcome = native.length(code, mode)
             where = f"{code.hex()} {row.name}: {outcome.signal} after {length} bytes; seed {seed}"
             if outcome.signal == 4:

@@ -1,6 +1,6 @@
 """Small guests: code that changes, code across pages, exceptions at awkward places."""
 
-from machine import BASE, FRAMES, WINDOW, run
+from machine import BASE, FRAMES, WINDOW, Machine, run
 from test_guests_paging import HEAD, NONE, fault
 
 
@@ -364,3 +364,27 @@ main:   mov     rsi, 0x200000
 
 def test_the_runtime_itself():
     assert run("main: SAY -1\n SAY BASE\n TRY\n ud2\n TRIED\n SAY FRAMES\n QUIT\n") == [NONE, BASE, fault(6), FRAMES]
+
+
+def test_a_page_that_held_code_and_is_written_as_data_gets_free():
+    machine = Machine()
+    machine.boot("""
+main:   mov     dword ptr [FRAMES], 0xC3C0FFC3 // ret; inc eax; ret
+        xor     eax, eax
+        mov     rbx, FRAMES
+        call    rbx
+        inc     rbx
+        call    rbx
+        SAY     rax
+        mov     rdi, FRAMES + 8
+        mov     ecx, 500
+1:      mov     [rdi], rcx
+        add     rdi, 8
+        loop    1b
+        SAY     [FRAMES + 8*500]
+        call    rbx                     // the code that was not written is still there
+        SAY     rax
+        QUIT
+""")
+    assert machine.go() == [1, 1, 2]
+    assert 0 < machine.engine.vcpus[0].statistics()["self_modifying_writes"] < 50

@@ -1,6 +1,6 @@
 """Small guests: paging as a kernel sees it."""
 
-from machine import WINDOW, run
+from machine import WINDOW, Machine, run
 
 NONE = (1 << 64) - 1
 
@@ -341,9 +341,9 @@ def test_global_pages():
     assert said == [2, 3, 4, 5]
 
 
-def test_pcid():
-    said = run(FRAMES_NUMBERED + """
-        // a second address space: its own PML4, PDPT, PD and PT for the window, the rest shared
+# FREE is the root of another address space, whose window's page 1 shows frame 7
+SECOND_SPACE = """
+        // its own PML4, PDPT, PD and PT for the window, the rest shared
         .macro COPY to, from
         mov     rsi, \\from
         mov     rdi, \\to
@@ -363,6 +363,11 @@ def test_pcid():
         mov     [FREE + 0x2000 + (PDE & 0xfff)], rax
         mov     rax, FRAMES + 0x7003
         mov     [FREE + 0x3000 + (PTE & 0xfff) + 8], rax
+"""
+
+
+def test_pcid():
+    said = run(FRAMES_NUMBERED + SECOND_SPACE + """
         TRY
         mov     rax, cr4
         or      eax, 0x20000            // PCIDE: CR3's PCID is 0, so it may be set
@@ -415,6 +420,114 @@ def test_pcid():
     assert said[:5] == [NONE, 1, 7, 1, 7]
     assert said[5] & 0xFFF == 5
     assert said[6:] == [8, 9, fault(13), NONE, 9, fault(13)]
+
+
+def test_code_of_programs_in_address_spaces_with_pcids():
+    machine = Machine()
+    machine.boot(FRAMES_NUMBERED + """
+        // each frame holds a function that returns its number; main calls it from CPL 3
+        mov     ecx, 16
+        mov     rdi, FRAMES
+        xor     eax, eax
+1:      mov     byte ptr [rdi], 0xB8
+        mov     [rdi + 1], eax
+        mov     byte ptr [rdi + 5], 0xC3
+        add     rdi, 4096
+        inc     eax
+        loop    1b
+        OPEN_TO_USER
+        SHOW    1, 7
+        """ + SECOND_SPACE + """
+        .macro SHOW_5 frame
+        mov     rax, FRAMES + 4096*\\frame + 7
+        mov     [FREE + 0x3000 + (PTE & 0xfff) + 8], rax
+        .endm
+        .macro GO space, kept
+        mov     rax, \\space
+        mov     rbx, \\kept << 63
+        or      rax, rbx
+        mov     cr3, rax
+        .endm
+        .macro SUM
+        USER    calls, 9f
+9:      SAY     r12
+        .endm
+        .macro INVALIDATE kind
+        push    WINDOW + 0x1000
+        push    5
+        mov     eax, \\kind
+        invpcid rax, [rsp]
+        add     rsp, 16
+        .endm
+        or      qword ptr [FREE + 0x2000 + (PDE & 0xfff)], 4
+        or      qword ptr [FREE + 0x1000 + (PDPTE & 0xfff)], 4
+        or      qword ptr [FREE + (PML4E & 0xfff)], 4
+        SHOW_5  7
+        mov     rax, cr4
+        or      eax, 0x20080            // PCIDE, PGE
+        mov     cr4, rax
+        SUM                             // 1
+        GO      (FREE + 5), 0
+        SUM                             // 7
+        GO      CR3, 1
+        SUM                             // 1, which was kept
+        GO      (FREE + 5), 1
+        SUM                             // 7
+        SHOW_5  8
+        GO      CR3, 1
+        GO      (FREE + 5), 0           // not to be kept
+        SUM                             // 8
+        SHOW_5  9
+        GO      CR3, 1
+        INVALIDATE 0
+        GO      (FREE + 5), 1
+        SUM                             // 9
+        GO      CR3, 1
+        SHOW_5  10
+        INVALIDATE 1
+        GO      (FREE + 5), 1
+        SUM                             // 10
+        GO      CR3, 1
+        SHOW_5  11
+        INVALIDATE 3
+        GO      (FREE + 5), 1
+        SUM                             // 11
+        GO      CR3, 1
+        SHOW_5  12
+        INVALIDATE 2
+        GO      (FREE + 5), 1
+        SUM                             // 12
+        GO      CR3, 1
+        SHOW_5  13
+        mov     rax, cr4
+        xor     eax, 0x80
+        mov     cr4, rax
+        xor     eax, 0x80
+        mov     cr4, rax
+        GO      (FREE + 5), 1
+        SUM                             // 13
+        GO      CR3, 1
+        mov     byte ptr [FRAMES + 13*4096 + 1], 50 // the code itself
+        GO      (FREE + 5), 1
+        SUM                             // 50
+        SHOW_5  14
+        invlpg  [WINDOW + 0x1000]
+        GO      CR3, 1
+        SUM                             // 1
+        GO      (FREE + 5), 1
+        SUM                             // 14
+        QUIT
+calls:  xor     r12d, r12d
+        mov     r13d, 100
+1:      mov     rax, WINDOW + 0x1000
+        call    rax
+        add     r12, rax
+        dec     r13d
+        jnz     1b
+        int     0x80
+""")
+    assert [said / 100 for said in machine.go()] == [1, 7, 1, 7, 8, 9, 10, 11, 12, 13, 50, 1, 14]
+    assert machine.engine.vcpus[0].statistics()["spaces_found"] >= 4  # what was kept was used
 
 
 def test_large_and_huge_pages():

@@ -216,7 +216,7 @@ def test_memory_order(litmus):
         return
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core: its vCPUs take turns, and nothing is late")
-    for _ in range(100):  # two vCPUs must have their cores at the same time
+    for _ in range(1000):  # two vCPUs must have their cores at the same time
         if litmus.relaxed in seen:
             return
         seen = outcomes(litmus, rounds)

@@ -125,7 +125,6 @@ class Process:
         for i, byte in enumerate(image):  # what is as it should be must not look written
             if old[i] != byte:
                 self.ram.write(CODE + i, bytes([byte]))
-                self.engine.invalidate(CODE + i, 1)
         self.ram.write(0x210000, bytes(4096))
         state = self.vcpu.save_state()
         state.cr0, state.cr3, state.cr4, state.efer = 0x80050033, self.space.cr3, 0x200620, 0xD01

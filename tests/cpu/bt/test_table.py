@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pytest
 from instructions import Sample, encode
 from native import CODE, DATA, DATA_PAGES, GPR, PAGE, Native
+from rows import AMD
 
 from hostel.cpu.bt.decode import ROWS, decode_py
 from hostel.cpu.bt.disasm import disassemble
@@ -245,6 +246,8 @@ def check_rows(rounds: int) -> None:
     with Native() as native:
         for number, row in enumerate(ROWS):
             if row.fields["kind"] not in TESTED or row.modes == "32" or row.name in LEFT_OUT:
+                continue
+            if row.name == "movsxd" and AMD:  # with 66 it reads 32 bits there (emit.native)
                 continue
             for i in range(rounds):
                 state = rng.getstate()

@@ -116,7 +116,7 @@ class Supervisor(Guest):
         self.state.cr3 = self.space.cr3
         at = case.base - oracle.CODE
         if self.code[at : at + oracle.SLOT] != case.page:  # with CR0.WP off it may have been written to
-            self.engine.invalidate(self.CODE_GPA + at, oracle.SLOT)
+            self.ram.mark_written(self.CODE_GPA + at, oracle.SLOT)
             self.code[at : at + oracle.SLOT] = case.page
         super()._memory(case)
 

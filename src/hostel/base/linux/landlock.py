@@ -16,13 +16,18 @@ _RULE_PATH_BENEATH = 1
 
 # LANDLOCK_ACCESS_FS_*: bit numbers
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_DIR, _REMOVE_FILE = 1, 2, 4, 8, 16, 32
-_MAKE_REG, _MAKE_SOCK, _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 8, 1 << 9, 1 << 13, 1 << 14, 1 << 15
+_MAKE_DIR, _MAKE_REG, _MAKE_SOCK, _MAKE_FIFO, _MAKE_SYM = 1 << 7, 1 << 8, 1 << 9, 1 << 10, 1 << 12
+_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 _FILE_ONLY = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _FS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 
 READ = _READ_FILE | _READ_DIR
 OWN = READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_REG | _MAKE_SOCK | _TRUNCATE  # a folder of ours
+SHARE = OWN | _MAKE_DIR | _MAKE_FIFO | _MAKE_SYM | _REFER  # all of a tree but devices and programs
 REMOVE_DIR = _REMOVE_DIR
+READ_FILE = _READ_FILE        # of what has a known name
+
+_BIND_TCP, _CONNECT_TCP = 1, 2
 
 
 def abi() -> int:
@@ -33,14 +38,16 @@ def abi() -> int:
         return 0
 
 
-def restrict(rules: list[tuple[Path, int]]) -> int:
-    """Keep only ``rules``: what may be done (``READ``, ``OWN``) beneath each path. Paths that don't exist are
-    skipped. Holds for the calling thread and those that it makes. Returns the ABI used, 0 for none."""
+def restrict(rules: list[tuple[Path, int]], connect: bool = False) -> int:
+    """Keep only ``rules``: what may be done (``READ``, ``OWN``) beneath each path, and, if told, to ``connect`` by TCP.
+    Paths that don't exist are skipped. Holds for the calling thread and those that it makes. Returns the ABI used, 0
+    for none."""
     version = abi()
     if not version:
         return 0
     fs = _FS_BY_ABI[min(version, 5)]
-    attr = struct.pack("<QQQ", fs, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
+    tcp = _BIND_TCP if connect else _BIND_TCP | _CONNECT_TCP
+    attr = struct.pack("<QQQ", fs, tcp if version >= 4 else 0, 3 if version >= 6 else 0)
     attr = attr[: 8 if version < 4 else 16 if version < 6 else 24]
     ruleset = syscall(_CREATE_RULESET, ctypes.create_string_buffer(attr, len(attr)), len(attr), 0)
     try:

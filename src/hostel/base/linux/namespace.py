@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 from hostel.base.linux.syscall import syscall
@@ -18,30 +19,38 @@ _NEWUSER = 0x10000000
 OWN = {"net": 0x40000000, "ipc": 0x08000000, "uts": 0x04000000, "cgroup": 0x02000000}
 
 
-def leave() -> list[str]:
-    """Into namespaces of its own, as far as the kernel allows; their names. Only with a single thread."""
+def leave(user: bool = True, names: Iterable[str] = OWN) -> list[str]:
+    """Into namespaces of its own, as far as the kernel allows; their names. Only with a single thread. Without
+    ``user`` where the process has the right to the others anyway."""
     uid, gid = os.geteuid(), os.getegid()
-    entered = []
-    with contextlib.suppress(OSError):
-        syscall(_UNSHARE, _NEWUSER)
-        entered.append("user")
-        # itself as itself, and nobody else
+    entered = _unshare({"user": _NEWUSER}) if user else []
+    if entered:  # itself as itself, and nobody else
         with contextlib.suppress(OSError):
             Path("/proc/self/setgroups").write_text("deny")
             Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
             Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-    for name, flag in OWN.items():
+    return entered + _unshare({name: OWN[name] for name in names})
+
+
+def _unshare(kinds: dict[str, int]) -> list[str]:
+    """The names of those that could be left."""
+    entered = []
+    for name, flag in kinds.items():
         with contextlib.suppress(OSError):
             syscall(_UNSHARE, flag)
             entered.append(name)
     return entered
 
 
-def drop_capabilities() -> None:
-    """All of them, root's too, from every set: a process that may not exec never gets one again."""
+DAC_OVERRIDE = 1
+
+
+def drop_capabilities(but: int | None = None) -> None:
+    """All of them (``but`` one), root's too, from every set: a process that may not exec never gets one again."""
     for capability in range(64):
         with contextlib.suppress(OSError):  # who has no CAP_SETPCAP has none to lose by this; numbers end somewhere
             syscall(_PRCTL, _PR_CAPBSET_DROP, capability, 0, 0, 0)
     header = ctypes.create_string_buffer(struct.pack("<Ii", _CAPABILITY_VERSION_3, 0), 8)
-    none = ctypes.create_string_buffer(24)
-    syscall(_CAPSET, header, none)
+    kept = 1 << but if but is not None and os.geteuid() == 0 else 0
+    sets = ctypes.create_string_buffer(struct.pack("<III12x", kept, kept, 0), 24)  # effective, permitted, inheritable
+    syscall(_CAPSET, header, sets)

@@ -9,7 +9,6 @@ copies or reserves them before it uses the memory.
 """
 
 import struct
-from pathlib import Path
 
 from hostel.base.errors import BootError
 from hostel.board.boot import decompress as payloads
@@ -18,6 +17,7 @@ from hostel.board.boot.state import (
     CODE64,
     DATA32,
     TSS_BUSY,
+    BootFile,
     BootState,
     SegmentValue,
     place_initrd,
@@ -96,8 +96,8 @@ def extract_vmlinux(data: bytes, name: str = "bzImage") -> bytes | None:
 def load(
     ram: Ram,
     layout: Layout,
-    kernel: str | Path,
-    initrd: str | Path | None = None,
+    kernel: BootFile,
+    initrd: BootFile | None = None,
     cmdline: str = "",
     rsdp: int = 0,
     decompress: bool = True,

@@ -3,7 +3,6 @@ and docs/misc/pvh.pandoc). The note XEN_ELFNOTE_PHYS32_ENTRY says where.
 """
 
 import struct
-from pathlib import Path
 
 from hostel.base.errors import BootError
 from hostel.board.boot import elf, initramfs
@@ -11,6 +10,7 @@ from hostel.board.boot.state import (
     CODE32,
     DATA32,
     TSS_BUSY,
+    BootFile,
     BootState,
     SegmentValue,
     place_initrd,
@@ -40,8 +40,8 @@ def entry_point(image: elf.Elf) -> int | None:
 def load(
     ram: Ram,
     layout: Layout,
-    kernel: str | Path,
-    initrd: str | Path | None = None,
+    kernel: BootFile,
+    initrd: BootFile | None = None,
     cmdline: str = "",
     rsdp: int = 0,
 ) -> BootState:

@@ -1,5 +1,8 @@
 """What a boot loader hands to an engine: the first processor's registers, and checks that loaders share."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,17 +46,58 @@ class BootState:
     idt: tuple[int, int] = (0, 0)
 
 
-def read_file(path: str | Path, what: str) -> bytes:
+class HeldFile:
+    """A file that stays readable under the name it had, whatever becomes of the name or of who may open it."""
+
+    def __init__(self, path: str | Path, what: str):
+        self.path = str(path)
+        with _told(path, what):
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read_bytes(self, limit: int = -1) -> bytes:
+        """What is in it now, or its beginning."""
+        with open(self._fd, "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read(limit)
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A file that has been read already."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def read_bytes(self, limit: int = -1) -> bytes:
+        return self.data if limit < 0 else self.data[:limit]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+BootFile = str | Path | HeldFile | InMemory
+
+
+def read_file(path: BootFile, what: str) -> bytes:
     """A file's content, or a ``BootError`` that names it."""
+    with _told(path, what):
+        data = path.read_bytes() if isinstance(path, HeldFile | InMemory) else Path(path).read_bytes()
+    if not data:
+        raise BootError(f"{what} {path}: the file is empty")
+    return data
+
+
+@contextlib.contextmanager
+def _told(path: BootFile, what: str) -> Iterator[None]:
     try:
-        data = Path(path).read_bytes()
+        yield
     except FileNotFoundError:
         raise BootError(f"{what} {path}: no such file") from None
     except OSError as e:
         raise BootError(f"{what} {path}: {e.strerror}") from e
-    if not data:
-        raise BootError(f"{what} {path}: the file is empty")
-    return data
 
 
 def store(ram: Ram, address: int, data: bytes | memoryview, what: str) -> None:

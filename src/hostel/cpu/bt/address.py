@@ -16,29 +16,29 @@ from cython.cimports.hostel.cpu.bt.emit import (
     S1,
     S2,
     Code,
+    away,
+    e1,
     gs_load,
     gs_op,
     gs_op_index,
     gs_store,
-    gs_store_imm32,
     jcc_hole,
     jmp_to,
     lea,
     mov_ri,
     mov_rr,
     mov_rr32,
-    nops,
     op_mem,
     op_ri,
     op_rr,
     shift_ri,
 )
 from cython.cimports.hostel.cpu.bt.flags import clobber
-from cython.cimports.hostel.cpu.bt.insn import FS, GS, O_ALIGNED, P_LOCK, P_VEX, REG_NONE, REG_RIP, SS
+from cython.cimports.hostel.cpu.bt.insn import FE_BMI2, FS, GS, O_ALIGNED, P_LOCK, P_VEX, REG_NONE, REG_RIP, SS
 from cython.cimports.hostel.cpu.bt.stack import settle_stack
 from cython.cimports.hostel.cpu.bt.stubs import off
+from cython.cimports.hostel.cpu.bt.system import feature_present
 from cython.cimports.hostel.cpu.bt.translation import (
-    CHECK_LENGTH,
     COLD_MEM,
     COLD_WINDOW,
     EA_BT,
@@ -77,12 +77,12 @@ def stack_address(t, disp, a):
 
 def guest_reg(e, r):
     """Have guest register r in the host register of its name."""
-    if r == 14 or r == 15:
+    if away(r):
         gs_load(e, r, off.r[r])
 
 
 def guest_reg_to(e, r, host):
-    if r == 14 or r == 15:
+    if away(r):
         gs_load(e, host, off.r[r])
     else:
         mov_rr(e, host, r)
@@ -189,9 +189,9 @@ def check_access(t, i, a, size, access):
     s.host = cython.cast(uint32_t, e.p - t.m.code)
     if t.mode & MODE_DEBUG:
         # every access comes to the monitor, which goes on behind the check
-        gs_store_imm32(e, off.site, site)
-        jmp_to(e, t.m.leave_mem)
-        nops(e, CHECK_LENGTH - cython.cast(cython.int, e.p - (t.m.code + s.host)))
+        mov_ri(e, S2, site)
+        jmp_to(e, t.m.leave_site_mem)
+        s.check = cython.cast(uint8_t, e.p - (t.m.code + s.host))
         return 0
     _look_up(t, a, site, size, access, COLD_MEM)
     return 0
@@ -232,12 +232,23 @@ def _look_up(
     t: cython.pointer(Translation), a: cython.pointer(Address), site: uint32_t, size: cython.int, access: cython.int,
     kind: cython.int,
 ) -> cython.void:  # fmt: skip
-    """s1: from a linear address to the host's. Always CHECK_LENGTH bytes, so that the monitor can go on behind it."""
+    """s1: from a linear address to the host's. The monitor may have it repeated, or go on behind it."""
     e: cython.pointer(Code) = cython.address(t.e)
-    mov_rr32(e, S2, S1)
-    shift_ri(e, 4, 5, S2, 12)
-    op_ri(e, 4, 4, S2, TLB_SIZE - 1)
-    gs_op_index(e, 0x33, S1, S2, off.tag_r[t.table] if access == ACCESS_READ else off.tag_w[t.table])
+    start: cython.pointer(uint8_t) = e.p
+    tags: uint32_t = off.tag_r[t.table] if access == ACCESS_READ else off.tag_w[t.table]
+    page: uint32_t = off.page[t.table]
+    plain: cython.bint = t.code64 and a.kind == EA_PLAIN and a.size == 8 and a.seg != FS and a.seg != GS
+    constant: cython.bint = plain and a.index == REG_NONE and (a.base == REG_NONE or (a.base == REG_RIP and not t.pic))
+    index: uint32_t
+    if constant:
+        index = cython.cast(uint32_t, (a.disp + cython.cast(int64_t, a.rip if a.base == REG_RIP else 0)) >> 12)
+        index = 8 * (index & (TLB_SIZE - 1))
+        gs_op(e, 8, 0x33, S1, tags + index)
+    else:
+        # where s1 is a copy of a register, that is there sooner
+        copy: cython.bint = plain and a.base < 16 and not away(a.base) and a.index == REG_NONE and not a.disp
+        _page_number(e, a.base if copy else S1)
+        gs_op_index(e, 0x33, S1, S2, tags)
     op_ri(e, 8, 7, S1, 4096 - size)
     c: cython.pointer(Cold) = cython.address(t.cold[t.n_cold])
     t.n_cold += 1
@@ -245,7 +256,29 @@ def _look_up(
     c.hole = jcc_hole(e, CC_A)
     c.address = a[0]
     c.site = site
-    gs_op_index(e, 0x03, S1, S2, off.page[t.table])
+    if constant:
+        gs_op(e, 8, 0x03, S1, page + index)
+    else:
+        gs_op_index(e, 0x03, S1, S2, page)
+    t.m.sites[site].check = cython.cast(uint8_t, e.p - start)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _page_number(e: cython.pointer(Code), r: cython.int) -> cython.void:
+    """s2 = the TLB's index for the address in r, its bits 27:12."""
+    if feature_present(FE_BMI2):
+        e1(e, 0xC4)  # rorx s2d, r, 12
+        e1(e, 0x43 if r & 8 else 0x63)
+        e1(e, 0x7B)
+        e1(e, 0xF0)
+        e1(e, 0xC0 | (S2 & 7) << 3 | (r & 7))
+        e1(e, 12)
+    else:
+        mov_rr32(e, S2, r)
+        shift_ri(e, 4, 5, S2, 12)
+    op_rr(e, 4, 0x1B7, S2, S2)  # movzx s2d, s2w
 
 
 def load(e, size, host, disp):
@@ -258,7 +291,7 @@ def load(e, size, host, disp):
 
 def write_reg(e, size, r, host):
     """Guest register r := host register, by operand size (2: in part, 4: zero-extended)."""
-    if r >= 14:
+    if away(r):
         if size == 2:
             gs_op(e, 2, 0x89, host, off.r[r])
         else:

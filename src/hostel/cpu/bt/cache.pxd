@@ -19,12 +19,26 @@ cdef extern from "sched.h" nogil:
     int sched_yield()
 
 cdef extern from "<sys/mman.h>" nogil:
-    enum: MADV_HUGEPAGE, MREMAP_MAYMOVE, MREMAP_FIXED
+    enum: MADV_HUGEPAGE, MAP_POPULATE, MREMAP_MAYMOVE, MREMAP_FIXED
     int madvise(void* address, size_t length, int advice)
     void* mremap(void* old, size_t old_size, size_t new_size, int flags, void* at)
 
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
+
+cdef extern from "<sys/syscall.h>" nogil:
+    enum: SYS_membarrier
+
+cdef extern from "<linux/membarrier.h>" nogil:
+    enum: MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED
+
 cdef extern from * nogil:
     void fence "__sync_synchronize"()
+    int test_and_set "__sync_lock_test_and_set"(int* word, int value)
+    void clear "__sync_lock_release"(int* word)
+
+cdef extern from "<stdlib.h>" nogil:
+    void abort()
 
 cdef enum:
     MODE_SINGLE = 0x8000         # key of blocks of one instruction that return to the monitor (the slow twin)
@@ -63,6 +77,7 @@ cdef struct Site:
     uint16_t span                # SK_MEM of a window: its bytes, else 0
     uint16_t delta               # from its start (s1) to the access
     uint8_t window_access
+    uint8_t check                # SK_MEM: bytes from `host` to behind the check
 
 cdef struct Fault:               # host instructions that may fault, in order of address
     uint32_t host
@@ -98,7 +113,12 @@ cdef enum:
     MAX_FAULTS = 1 << 20
     MAX_POOL = 1 << 18
     MAX_VCPUS = 16
+    WRITES_BORNE = 16            # so many writes to a page with code drop the blocks that they meet, one more drops all
+    DROP_SHIFT = 12              # Cache.written: writes below, drops above, each of which doubles what is borne
+    MOST_DROPS = 8
     MAX_BREAKS = 256             # a debugger's breakpoints
+    CHUNK = 1 << 14              # is copied at the first write to code memory that is shared with other processes: twice
+                                 # as much takes 1.5 times as long, and children's writes are few and far between
 
 # The translations of one machine, shared by its vCPUs. Written under `lock`; read without.
 cdef struct Cache:
@@ -115,23 +135,25 @@ cdef struct Cache:
     uint32_t n_blocks
     Site* sites
     uint32_t n_sites
+    uint32_t* behind             # by site of kind SK_MEM: what follows its check, as an offset in the code memory
     Fault* faults
     uint32_t n_faults
     Insn* pool
     uint32_t n_pool
     uint32_t* hash
     uint32_t* pages[16]          # per slot, per page: first block
+    uint16_t* written[16]        # per slot, per page: writes since it last had no blocks, and how often all were dropped
     Slot* slots
     int n_slots
     uint8_t* enter
     uint8_t* serialize           # a serializing instruction
     uint8_t* leave_mem
     uint8_t* leave_host
-    uint8_t* miss_host           # where jumps to targets that aren't in the jump cache come; PAD_MEM before it
+    uint8_t* leave_site_mem      # the same for blocks: the site is in s2
+    uint8_t* leave_site_host
     uint8_t* miss                # the same when flags are put away
-    uint8_t* second_tlb[6]       # a miss in a TLB: look in the second one; 2 * table + (1 for writes)
+    uint8_t* second_tlb[6]       # a miss in a TLB, site in s2: look in the second one; 2 * table + (1 for writes)
     uint8_t* look_up             # leave to find the block of the address in s1
-    uint8_t* look_up_host        # the same with flags in the host's
     uint8_t* fx_save
     uint8_t* fx_read             # the same, but the registers stay the guest's
     uint8_t* fx_restore
@@ -139,6 +161,8 @@ cdef struct Cache:
     VCpu* vcpus[MAX_VCPUS]
     int n_vcpus
     volatile int world_stop
+    bint fences                  # the host has no membarrier(2): a vCPU that is alone fences, as others do
+    void* translation            # a Translation: the block in the making; `lock` is held
     uint32_t generation
     uint64_t pic_from            # programs' 64-bit code from this address on has blocks of MODE_PIC
     volatile uint32_t n_written  # how often code was written that some processor may have fetched before
@@ -148,6 +172,11 @@ cdef struct Cache:
     uint64_t total_insns
     uint64_t breaks[MAX_BREAKS]  # linear addresses at which no block goes on and none begins: a debugger waits there
     int n_breaks
+    uint8_t* frozen              # by CHUNK: 1: shared with other processes, `code` is read-only there. NULL: never was any
+    size_t spare[4]              # from, to, from, to: of that, the two stretches that nothing lies in; offsets
+    size_t thawed[2]             # all that isn't frozen lies between these offsets
+    uint64_t n_copied            # chunks of its own that a process made of shared ones
+    Cache* next_frozen
 
 # Where a place in the code memory runs
 cdef inline uint64_t text(const Cache* m, const uint8_t* p) noexcept nogil:
@@ -170,6 +199,9 @@ cdef bint is_break(Cache* m, uint64_t linear) noexcept nogil
 cdef bint full(Cache* m) noexcept nogil
 cdef void enlarge(Cache* m) noexcept nogil
 cdef void flush(Cache* m) noexcept nogil
+cdef int freeze(Cache* m) noexcept nogil
+cdef void forked(Cache* m, bint child) noexcept nogil
+cdef bint unshare(const void* address) noexcept nogil
 cdef void enlist(Cache* m, uint32_t number) noexcept nogil
 cdef bint invalidate(Cache* m, VCpu* me, uint64_t gpa, uint64_t size) noexcept nogil
 cdef void stop_world(Cache* m, VCpu* me) noexcept nogil

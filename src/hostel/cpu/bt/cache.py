@@ -11,16 +11,22 @@ is written; ``text`` makes of one the address where it runs, for what is jumped 
 what they fetched through the other address (SDM vol. 3, 12.6), so that each serializes before it enters code after
 ``n_written`` has changed.
 
-Lock order: ``lock`` first, then the world is stopped. Readers of the hash take no lock: a block is complete before
-its number is published (TSO), and numbers are reused only while every vCPU is out of translated code.
+Code memory is one shared object, so that it can be mapped twice, and a fork wouldn't copy it. Hence ``freeze`` before
+one: it makes all of ``code`` read-only, and the first write to a chunk, by whatever process, gives that process one of
+its own in place of it (``unshare``, from the signal handler), or fresh memory where nothing lies yet. Other vCPUs may
+run in the chunk meanwhile: the kernel swaps either view in one step, and the bytes are the same.
+
+Lock order: ``lock`` first, then the world is stopped; ``_swapping``, a spin lock, last. Readers of the hash take no
+lock: a block is complete before its number is published (TSO), and numbers are reused only while every vCPU is out of
+translated code.
 """
 
 import cython
-from cython.cimports.hostel.cpu.bt.translation import PAD_MEM
 from cython.cimports.hostel.cpu.bt.vcpu import VCpu
 from cython.cimports.hostel.memory.ram import Slot
-from cython.cimports.libc.stdint import int32_t, uint8_t, uint32_t, uint64_t
-from cython.cimports.libc.string import memcpy, memset
+from cython.cimports.libc import errno
+from cython.cimports.libc.stdint import int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.string import memchr, memcpy, memset
 from cython.cimports.posix.mman import (
     MAP_ANONYMOUS,
     MAP_FAILED,
@@ -39,6 +45,8 @@ from cython.cimports.posix.mman import (
 
 _MADV_COLLAPSE = cython.declare(cython.int, 25)     # Linux 6.1
 _LARGE = cython.declare(cython.size_t, 2 << 20)
+_swapping = cython.declare(cython.int, 0)           # a spin lock: for the list, and for chunks that are being swapped
+_first_frozen = cython.declare(cython.pointer(Cache), cython.NULL)
 
 
 @cython.cfunc
@@ -99,43 +107,58 @@ def setup(m):
     i: cython.int
     m.blocks = cython.cast(cython.pointer(Block), _map(MAX_BLOCKS * cython.sizeof(Block)))
     m.sites = cython.cast(cython.pointer(Site), _map(MAX_SITES * cython.sizeof(Site)))
+    m.behind = cython.cast(cython.pointer(uint32_t), _map(MAX_SITES * 4))
     m.faults = cython.cast(cython.pointer(Fault), _map(MAX_FAULTS * cython.sizeof(Fault)))
     m.pool = cython.cast(cython.pointer(Insn), _map(MAX_POOL * cython.sizeof(Insn)))
     m.hash = cython.cast(cython.pointer(uint32_t), _map(HASH_SIZE * 4))
-    if _map_twice(m) != 0 or not (m.blocks and m.sites and m.faults and m.pool and m.hash):
+    if _map_twice(m) != 0 or not (
+        m.blocks and m.sites and m.behind and m.faults and m.pool and m.hash
+    ):
         return -1
     for i in range(m.n_slots):
         m.pages[i] = cython.cast(cython.pointer(uint32_t), _map((m.slots[i].size >> 12) * 4))
-        if not m.pages[i]:
+        m.written[i] = cython.cast(cython.pointer(uint16_t), _map((m.slots[i].size >> 12) * 2))
+        if not m.pages[i] or not m.written[i]:
             return -1
     m.free = m.code
     m.start = m.code
-    m.cold = m.code + m.code_size // 8 * 5
+    m.cold = m.code + m.code_size // 16 * 11
     m.cold_free = m.cold
     m.large = m.code
-    m.large_cold = m.code + (m.code_size // 8 * 5 & ~(_LARGE - 1))
+    m.large_cold = m.code + (m.code_size // 16 * 11 & ~(_LARGE - 1))
     enlarge(m)
     m.n_blocks = 1
     m.n_sites = 1
+    m.fences = syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) != 0
     m.pic_from = cython.cast(uint64_t, 1) << 32  # below it programs are linked for the address that they are at
+    _init_lock(m)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _init_lock(m: cython.pointer(Cache)) -> cython.void:
     attributes: pthread_mutexattr_t
     pthread_mutexattr_init(cython.address(attributes))
     pthread_mutexattr_settype(cython.address(attributes), PTHREAD_MUTEX_RECURSIVE)
     pthread_mutex_init(cython.address(m.lock), cython.address(attributes))
-    return 0
 
 
 def teardown(m):
     i: cython.int
+    _leave_list(m)
     munmap(m.code, m.code_size)
     munmap(m.run, m.code_size)
     munmap(m.blocks, MAX_BLOCKS * cython.sizeof(Block))
     munmap(m.sites, MAX_SITES * cython.sizeof(Site))
+    munmap(m.behind, MAX_SITES * 4)
     munmap(m.faults, MAX_FAULTS * cython.sizeof(Fault))
     munmap(m.pool, MAX_POOL * cython.sizeof(Insn))
     munmap(m.hash, HASH_SIZE * 4)
     for i in range(m.n_slots):
         munmap(m.pages[i], (m.slots[i].size >> 12) * 4)
+        munmap(m.written[i], (m.slots[i].size >> 12) * 2)
 
 
 @cython.cfunc
@@ -169,6 +192,7 @@ def add_site(m, kind, pc, block):
     s.size = 0
     s.access = 0
     s.span = 0
+    s.check = 0
     m.n_sites += 1
     return m.n_sites - 1
 
@@ -222,7 +246,9 @@ def full(m):
 @cython.exceptval(check=False)
 def _enlarge(m: cython.pointer(Cache), p: cython.pointer(uint8_t)) -> cython.void:
     # Best effort. Both mappings want to be told: the first call finds the memory, the second has the page table follow.
-    p[0] = 0  # a region without a page is refused
+    # A region without a page is refused; a frozen one would stay frozen.
+    first: cython.pointer(cython.volatile[uint8_t]) = cython.cast(cython.pointer(cython.volatile[uint8_t]), p)
+    first[0] = first[0]
     madvise(p, _LARGE, _MADV_COLLAPSE)
     madvise(m.run + (p - m.code), _LARGE, _MADV_COLLAPSE)
 
@@ -252,12 +278,187 @@ def flush(m):
                 slot.code[page] = 0
     m.free = m.start
     m.cold_free = m.cold
+    _refresh(m)
     m.n_blocks = 1
     m.n_sites = 1
     m.n_faults = 0
     m.n_pool = 0
     m.generation += 1
     m.n_flushes += 1  # jump caches: run.py, renew
+
+
+# ---------------------------------------------------------------- code memory that a fork shares
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+@cython.inline
+def _extent(m: cython.pointer(Cache)) -> cython.size_t:
+    return (m.code_size + 4095) & ~cython.cast(cython.size_t, 4095)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _swap(m: cython.pointer(Cache), start: cython.size_t, end: cython.size_t, keep: cython.size_t) -> cython.int:
+    """Put fresh memory in place of the code memory between two offsets, with its first ``keep`` bytes; -1: there is
+    none, and nothing has changed. Also for signal handlers."""
+    whole: cython.bint = keep == end - start
+    # `enlarge` wants addresses and offsets in the object alike in their lower bits. No MADV_HUGEPAGE: a child that
+    # translates a little shouldn't take large pages for it.
+    head: cython.size_t = 0 if whole else start & (_LARGE - 1)
+    size: cython.size_t = end - start
+    flags: cython.int = MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE
+    if whole:
+        flags |= MAP_POPULATE
+    code: cython.p_void = mmap(cython.NULL, head + size, PROT_READ | PROT_WRITE, flags, -1, 0)
+    if code == MAP_FAILED:
+        return -1
+    memcpy(cython.cast(cython.pointer(uint8_t), code) + head, m.run + start, keep)
+    run: cython.p_void = mremap(code, 0, head + size, MREMAP_MAYMOVE, cython.NULL)
+    if run == MAP_FAILED:
+        munmap(code, head + size)
+        return -1
+    if mprotect(run, head + size, PROT_READ | PROT_EXEC) != 0:
+        munmap(run, head + size)
+        munmap(code, head + size)
+        return -1
+    # Each is one step for whoever runs there; a process that has done one of the two can't go on.
+    how: cython.int = MREMAP_MAYMOVE | MREMAP_FIXED
+    if mremap(cython.cast(cython.pointer(uint8_t), run) + head, size, size, how, m.run + start) == MAP_FAILED:
+        abort()
+    if mremap(cython.cast(cython.pointer(uint8_t), code) + head, size, size, how, m.code + start) == MAP_FAILED:
+        abort()
+    if head:
+        munmap(run, head)
+        munmap(code, head)
+    memset(m.frozen + start // CHUNK, 0, (end - start + CHUNK - 1) // CHUNK)
+    m.thawed[0] = min(m.thawed[0], start)
+    m.thawed[1] = max(m.thawed[1], end)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _refresh(m: cython.pointer(Cache)) -> cython.void:
+    """Nothing lies in code memory but the stubs: don't have what is frozen copied. If that fails, copied it is."""
+    if m.frozen and memchr(m.frozen, 1, (_extent(m) + CHUNK - 1) // CHUNK) != cython.NULL:
+        if _swap(m, 0, _extent(m), m.start - m.code) == 0:
+            memset(m.spare, 0, cython.sizeof(m.spare))
+            m.large = m.code
+            m.large_cold = m.code + (cython.cast(cython.size_t, m.cold - m.code) & ~(_LARGE - 1))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _lock_swapping() -> cython.void:
+    while test_and_set(cython.address(_swapping), 1):
+        sched_yield()
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _leave_list(m: cython.pointer(Cache)) -> cython.void:
+    global _first_frozen
+    link: cython.pointer(cython.pointer(Cache)) = cython.address(_first_frozen)
+    if m.frozen == cython.NULL:
+        return
+    _lock_swapping()
+    while link[0] != m:
+        link = cython.address(link[0].next_frozen)
+    link[0] = m.next_frozen
+    clear(cython.address(_swapping))
+    munmap(m.frozen, (_extent(m) + CHUNK - 1) // CHUNK)
+
+
+def freeze(m):
+    """Share the code memory with the processes that are forked until ``forked``; 0, or -1 without memory. Nobody
+    writes to it meanwhile: the lock is held. Whoever was forked has a lock of its own then."""
+    global _first_frozen
+    marks: cython.size_t = (_extent(m) + CHUNK - 1) // CHUNK
+    pthread_mutex_lock(cython.address(m.lock))
+    if m.frozen == cython.NULL:
+        m.frozen = cython.cast(cython.pointer(uint8_t), _map(marks))
+        if m.frozen == cython.NULL:
+            pthread_mutex_unlock(cython.address(m.lock))
+            return -1
+        m.thawed[0] = 0
+        m.thawed[1] = _extent(m)
+        _lock_swapping()
+        m.next_frozen = _first_frozen
+        _first_frozen = m
+        clear(cython.address(_swapping))
+    if m.thawed[0] < m.thawed[1]:
+        # with the marks first, what is marked in vain is copied in vain, if this fails
+        memset(m.frozen, 1, marks)
+        if mprotect(m.code + m.thawed[0], m.thawed[1] - m.thawed[0], PROT_READ) != 0:
+            pthread_mutex_unlock(cython.address(m.lock))
+            return -1
+        m.thawed[0] = _extent(m)
+        m.thawed[1] = 0
+    m.spare[0] = _up(m.free - m.code)
+    m.spare[1] = max(m.spare[0], (m.cold - m.code) & ~cython.cast(cython.size_t, CHUNK - 1))
+    m.spare[2] = min(_up(m.cold_free - m.code), _extent(m))
+    m.spare[3] = _extent(m)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+@cython.inline
+def _up(offset: cython.size_t) -> cython.size_t:
+    return (offset + CHUNK - 1) & ~cython.cast(cython.size_t, CHUNK - 1)
+
+
+def forked(m, child):
+    """After ``freeze`` and a fork, by the thread that froze, in either process."""
+    global _swapping
+    if child:
+        _swapping = 0  # another machine's thread may have held it
+        _init_lock(m)
+    else:
+        pthread_mutex_unlock(cython.address(m.lock))
+
+
+def unshare(address):
+    """For a signal handler: a write to code memory at that address was refused. True: it was frozen and isn't any
+    more."""
+    m: cython.pointer(Cache)
+    at: cython.size_t = 0
+    start: cython.size_t
+    end: cython.size_t
+    i: cython.int
+    done: cython.bint = False
+    before: cython.int = errno.errno
+    _lock_swapping()
+    m = _first_frozen
+    while m != cython.NULL:
+        at = cython.cast(cython.size_t, address) - cython.cast(cython.size_t, m.code)
+        if at < _extent(m):
+            break
+        m = m.next_frozen
+    if m != cython.NULL:
+        start = at & ~cython.cast(cython.size_t, CHUNK - 1)
+        end = min(start + CHUNK, _extent(m))
+        if not m.frozen[at // CHUNK]:
+            done = True  # another thread was faster
+        else:
+            for i in range(0, 4, 2):
+                if m.spare[i] <= at < m.spare[i + 1] and _swap(m, m.spare[i], m.spare[i + 1], 0) == 0:
+                    m.spare[i + 1] = m.spare[i]
+                    done = True
+                    break
+            if not done:
+                done = _swap(m, start, end, end - start) == 0
+                m.n_copied += 1
+    clear(cython.address(_swapping))
+    errno.errno = before
+    return done
 
 
 @cython.cfunc
@@ -295,7 +496,6 @@ def enlist(m, number):
         old: cython.pointer(Block) = cython.address(m.blocks[link[0]])
         if old.dead and b.gpa2 == 1 and old.gpa == b.gpa and old.pc == b.pc and old.mode == b.mode:
             _redirect(m, old.pad, m.code + b.pad)
-            _redirect(m, old.pad - PAD_MEM, m.code + b.pad - PAD_MEM)
             _redirect(m, old.entry_host, m.code + b.entry_host)
             _redirect(m, old.entry_mem, m.code + b.entry_mem)
             link[0] = old.next_hash
@@ -309,15 +509,17 @@ def enlist(m, number):
 @cython.nogil
 @cython.exceptval(check=False)
 def _redirect(m: cython.pointer(Cache), entry: uint32_t, target: cython.pointer(uint8_t)) -> cython.void:
-    # The entries are 8-byte aligned, so that a processor that fetches meanwhile sees the old or the new jump.
+    # An entry's first five bytes lie in an aligned word, so that a processor that fetches meanwhile sees the old or the
+    # new jump.
     p: cython.pointer(uint8_t) = m.code + entry
     word: uint64_t
     rel: int32_t = cython.cast(int32_t, target - (p + 5))
-    memcpy(cython.address(word), p, 8)
-    bytes_: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), cython.address(word))
+    at: uint32_t = entry & 7
+    memcpy(cython.address(word), p - at, 8)
+    bytes_: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), cython.address(word)) + at
     bytes_[0] = 0xE9
     memcpy(bytes_ + 1, cython.address(rel), 4)
-    cython.cast(cython.pointer(uint64_t), p)[0] = word
+    cython.cast(cython.pointer(uint64_t), p - at)[0] = word
 
 
 @cython.cfunc
@@ -326,15 +528,35 @@ def _redirect(m: cython.pointer(Cache), entry: uint32_t, target: cython.pointer(
 def _kill(m: cython.pointer(Cache), b: cython.pointer(Block)) -> cython.void:
     b.dead = 1
     m.n_written += 1
-    _redirect(m, b.pad, m.look_up_host)
-    _redirect(m, b.pad - PAD_MEM, m.look_up)
+    _redirect(m, b.pad, m.look_up)
     _redirect(m, b.entry_host, m.code + b.cold_host)
     _redirect(m, b.entry_mem, m.code + b.cold_mem)
     m.n_invalidated += 1
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _had_enough(m: cython.pointer(Cache), gpa: uint64_t) -> cython.bint:
+    """Count a write to a page with code; whether all its blocks should go. Memory that held a program and holds data
+    now is written word by word, each time by way of the monitor as long as a block is left. A page that is both, time
+    and again, loses them ever more rarely."""
+    i: cython.int
+    for i in range(m.n_slots):
+        if gpa - m.slots[i].gpa < m.slots[i].size:
+            w: cython.pointer(uint16_t) = cython.address(m.written[i][(gpa - m.slots[i].gpa) >> 12])
+            drops: cython.int = w[0] >> DROP_SHIFT
+            w[0] += 1
+            if (w[0] & ((1 << DROP_SHIFT) - 1)) < WRITES_BORNE << drops:
+                return False
+            w[0] = cython.cast(uint16_t, (drops + 1 if drops < MOST_DROPS - 1 else drops) << DROP_SHIFT)
+            return True
+    return False
+
+
 def invalidate(m, me, gpa, size):
-    """Drop the blocks that hold any byte of [gpa, gpa+size), which lies in one page; True if any was dropped.
+    """Drop the blocks that hold any byte of [gpa, gpa+size), which lies in one page, and sometimes all of the page's;
+    True if any was dropped.
 
     ``me`` is the calling vCPU, outside translated code, or NULL for a device.
     """
@@ -351,6 +573,9 @@ def invalidate(m, me, gpa, size):
         return False
     head: cython.pointer(uint32_t) = link
     stopped: cython.bint = False
+    if head[0] and _had_enough(m, gpa):
+        gpa &= ~cython.cast(uint64_t, 0xFFF)
+        size = 4096
     n = link[0]
     while n:
         b = cython.address(m.blocks[n])
@@ -361,7 +586,7 @@ def invalidate(m, me, gpa, size):
         else:
             overlaps = b.low < gpa + size and gpa < b.low + b.size
         if not b.dead and overlaps:
-            if not stopped and m.n_vcpus > 1:
+            if not stopped and (m.n_vcpus > 1 or me == cython.NULL):
                 stop_world(m, me)
                 stopped = True
             _kill(m, b)
@@ -385,6 +610,9 @@ def stop_world(m, me):
     v: cython.pointer(VCpu)
     m.world_stop += 1
     fence()
+    if me == cython.NULL and m.n_vcpus == 1 and not m.fences:
+        # a device's thread: a vCPU that is alone has no fence between its in_guest and its look at world_stop
+        syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0)
     for i in range(m.n_vcpus):
         v = m.vcpus[i]
         if v != me:

@@ -9,9 +9,12 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     empty_tlb,
     flush_page,
     flush_tlb,
+    forget_space,
+    forget_spaces,
     raise_error,
     raise_exception,
     read_physical,
+    switch_space,
 )
 from cython.cimports.hostel.cpu.bt.segment import update_mode
 from cython.cimports.hostel.cpu.bt.vcpu import X_GP, X_UD, VCpu
@@ -50,7 +53,7 @@ from cython.cimports.hostel.cpu.bt.x86 import (
     canonical,
 )
 from cython.cimports.hostel.cpu.engine import InterruptController
-from cython.cimports.libc.stdint import uint64_t
+from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
 
 # When guests' TSCs and clocks read 0: the same for all vCPUs, and a worker process has one machine.
@@ -116,6 +119,7 @@ def write_cr0(c, value):
 
 def write_cr3(c, value):
     keep: cython.bint = False
+    old: uint32_t
     if c.efer & EFER_LMA:
         if c.cr4 & CR4_PCIDE:
             keep = (value & BIT63) != 0
@@ -129,8 +133,12 @@ def write_cr3(c, value):
                 return -1
     if keep and value == c.cr3:
         return 0  # the same space, nothing to forget
+    old = cython.cast(uint32_t, c.cr3 & 0xFFF)
     c.cr3 = value
-    flush_tlb(c, (c.cr4 & CR4_PGE) != 0)
+    if c.cr4 & CR4_PCIDE and c.cr4 & CR4_PGE:
+        switch_space(c, old, cython.cast(uint32_t, value & 0xFFF), keep)
+    else:
+        flush_tlb(c, (c.cr4 & CR4_PGE) != 0)
     return 0
 
 
@@ -244,11 +252,14 @@ def invpcid(c, kind, descriptor):
         if kind == 0 and not canonical(descriptor[1]):
             return _gp(c)
         if pcid != current:
-            return 0  # nothing of other spaces is kept
+            forget_space(c, cython.cast(uint32_t, pcid))
+            return 0
     if kind == 0:
         flush_page(c, descriptor[1])
     else:
         flush_tlb(c, kind != 2)
+    if kind == 3:
+        forget_spaces(c)
     return 0
 
 

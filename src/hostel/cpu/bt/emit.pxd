@@ -1,10 +1,14 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from hostel.cpu.bt.insn cimport Insn, OpInfo
 
-# Host registers that translated code keeps for itself; the guest's own r14 and r15 live in VCpu.r.
+# Host registers that translated code keeps for itself: those that compilers use least. The guest's own r10 and r11
+# live in VCpu.r (`away`).
 cdef enum:
-    S1 = 14
-    S2 = 15
+    S1 = 10
+    S2 = 11
+
+cdef inline bint away(int r) noexcept nogil:
+    return r == S1 or r == S2
 
 cdef struct Code:
     uint8_t* p           # where the next byte goes

@@ -279,8 +279,13 @@ def native(e, insn, info, reg, rm, vvvv, memory, disp):
             elif insn.opmap == 3:
                 e1(e, 0x3A)
     if insn.has_modrm:
-        # 82 is 80's alias in 32-bit code and undefined in ours
-        e1(e, 0x80 if insn.opcode == 0x82 and insn.opmap == 0 and not insn.prefixes & P_VEX else insn.opcode)
+        opcode: uint8_t = insn.opcode
+        if insn.opmap == 0 and not insn.prefixes & P_VEX:
+            if opcode == 0x82:  # 80's alias in 32-bit code, and undefined in ours
+                opcode = 0x80
+            elif opcode == 0x63 and insn.opsize == 2:  # MOVSXD of 16 bits is MOV, but reads 32 on AMD's processors
+                opcode = 0x8B
+        e1(e, opcode)
         if memory:
             memory_field(e, reg, rm, disp)
         else:

@@ -9,6 +9,7 @@ cdef void clobber(Translation* t, int live) noexcept nogil
 cdef void before_op(Translation* t, int i) noexcept nogil
 cdef void after_op(Translation* t, int i) noexcept nogil
 cdef void flag_effect(Insn* insn, int* kill, int* mod) noexcept nogil
+cdef int looked_at(Translation* t, uint8_t* page, uint64_t pc, int* low, int* high) noexcept nogil
 cdef void liveness(Translation* t) noexcept nogil
 cdef bint keeps_flags(Translation* t, Insn* insn) noexcept nogil
 cdef bint compares(int opcode) noexcept nogil

@@ -4,7 +4,7 @@ See translate.py. ``flags_saved`` holds what lahf (ah) and seto (al) gave.
 """
 
 import cython
-from cython.cimports.hostel.cpu.bt.decode import table
+from cython.cimports.hostel.cpu.bt.decode import decode, table
 from cython.cimports.hostel.cpu.bt.emit import S2, e1, gs_load, gs_store, mov_rr
 from cython.cimports.hostel.cpu.bt.insn import (
     F_ALL,
@@ -33,7 +33,8 @@ from cython.cimports.hostel.cpu.bt.insn import (
     OpInfo,
 )
 from cython.cimports.hostel.cpu.bt.stubs import off
-from cython.cimports.hostel.cpu.bt.translation import FLAGS_HOST, FLAGS_MEM
+from cython.cimports.hostel.cpu.bt.translate import refused
+from cython.cimports.hostel.cpu.bt.translation import AHEAD, AHEAD_SPAN, FLAGS_HOST, FLAGS_MEM
 from cython.cimports.hostel.cpu.bt.vcpu import MODE_DF, MODE_RING12, MODE_USER
 from cython.cimports.hostel.cpu.bt.windows import checked_at, covered
 from cython.cimports.libc.stdint import uint16_t
@@ -101,17 +102,59 @@ def flag_effect(insn, kill, mod):
             kill[0] = 0
 
 
+def looked_at(t, page, pc, low, high):
+    """The flags that the code at pc may look at: all, unless its next few instructions set them without a jump.
+
+    The block depends on these then: low and high are moved.
+    """
+    insn: Insn
+    info: cython.pointer(OpInfo)
+    at: cython.int = cython.cast(cython.int, pc - t.first_pc + t.page_offset)
+    first: cython.int = at
+    left: cython.int = F_ALL
+    read: cython.int = 0
+    kill: cython.int
+    mod: cython.int
+    i: cython.int
+    k: cython.int
+    if t.single or not t.code64 or t.m.n_breaks or pc - t.first_pc + t.page_offset >= 4096:
+        return F_ALL
+    for i in range(AHEAD):
+        if decode(cython.address(insn), page + at, 4096 - at, pc, 8) <= 0:
+            return F_ALL
+        info = cython.address(table[insn.op])
+        k = info.kind
+        if not (k == K_NATIVE or k == K_LEA or k == K_PUSH or k == K_POP or k == K_NOP):
+            return F_ALL
+        if refused(t, cython.address(insn), info) >= 0:
+            return F_ALL
+        flag_effect(cython.address(insn), cython.address(kill), cython.address(mod))
+        read |= info.flags_read & left
+        left &= ~kill
+        pc += insn.length
+        at += insn.length
+        if not left:
+            if read == F_ALL or max(high[0], at) - min(low[0], first) > AHEAD_SPAN:
+                return F_ALL
+            low[0] = min(low[0], first)
+            high[0] = max(high[0], at)
+            return read
+    return F_ALL
+
+
 def liveness(t):
+    """Flags live before each instruction; ``exits`` and the last of ``live`` are known."""
     i: cython.int
     kill: cython.int
     mod: cython.int
-    live: cython.int = F_ALL
-    t.live[t.n] = F_ALL
+    live: cython.int = t.live[t.n]
     i = t.n - 1
     while i >= 0:
         info: cython.pointer(OpInfo) = cython.address(table[t.insns[i].op])
         flag_effect(cython.address(t.insns[i]), cython.address(kill), cython.address(mod))
-        if info.kind == K_JCC or info.kind == K_LOOP or info.kind == K_UD:
+        if info.kind == K_JCC:
+            live |= info.flags_read | t.exits[i]
+        elif info.kind == K_LOOP or info.kind == K_UD:
             live = F_ALL
         elif info.kind == K_STRING:
             if not inline_string(t, cython.address(t.insns[i])):

@@ -245,7 +245,7 @@ def gen_syscall(t, i):
     gs_imm(e, 0x81, 7, off.table_mode[TLB_KERNEL], mode)
     cold_site(t, CC_NE, site)
     flags_image(t)
-    mov_rr(e, 11, S2)
+    write_reg(e, 8, 11, S2)
     guest_pc(t, 1, t.insns[i].pc + t.insns[i].length)
     gs_op(e, 4, 0x8B, S1, off.sfmask)
     op_rr(e, 4, 0xF7, 2, S1)  # not
@@ -277,10 +277,10 @@ def gen_sysret(t, i):
     mov_rr(e, S1, 1)
     shift_ri(e, 8, 5, S1, 47)
     cold_site(t, CC_NE, site)
-    op_rr(e, 4, 0xF7, 0, 11)  # test r11d, TF | DF
+    guest_reg_to(e, 11, S2)
+    op_rr(e, 4, 0xF7, 0, S2)  # test s2d, TF | DF
     e4(e, FL_TF | FL_DF)
     cold_site(t, CC_NE, site)
-    mov_rr32(e, S2, 11)
     op_ri(e, 4, 4, S2, 0x3C7FD7)
     op_ri(e, 4, 1, S2, 2)
     to_ring(t, 1, mode)

@@ -24,22 +24,20 @@ from cython.cimports.hostel.cpu.bt.emit import (
     gs_load,
     gs_op,
     gs_op_index,
-    gs_store,
-    gs_store_imm32,
     jcc_hole,
     jmp_hole,
     jmp_to,
     lea,
-    lea_rip,
+    mov_ri,
     op_mem,
     op_ri,
     op_rr,
 )
-from cython.cimports.hostel.cpu.bt.insn import REG_NONE
+from cython.cimports.hostel.cpu.bt.flags import clobber
+from cython.cimports.hostel.cpu.bt.insn import F_ALL, REG_NONE
 from cython.cimports.hostel.cpu.bt.mmu import jump_hash
 from cython.cimports.hostel.cpu.bt.stubs import off
 from cython.cimports.hostel.cpu.bt.translation import (
-    CHECK_LENGTH,
     COLD_CROSS,
     COLD_EXIT,
     COLD_MEM,
@@ -47,7 +45,6 @@ from cython.cimports.hostel.cpu.bt.translation import (
     COLD_WINDOW,
     FLAGS_HOST,
     FLAGS_MEM,
-    PAD_MEM,
     SECOND_ROOM,
     Cold,
     Translation,
@@ -58,8 +55,8 @@ from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t
 
 def leave(t, site):
     e: cython.pointer(Code) = cython.address(t.e)
-    gs_store_imm32(e, off.site, site)
-    jmp_to(e, t.m.leave_host if t.flags == FLAGS_HOST else t.m.leave_mem)
+    mov_ri(e, S2, site)
+    jmp_to(e, t.m.leave_site_host if t.flags == FLAGS_HOST else t.m.leave_site_mem)
 
 
 def poll(t, kind, pc, reg):
@@ -116,36 +113,23 @@ def exit_s1(t):
 
 
 def jump_s1(t, tlb):
-    """Jump to the address in s1 through a table's jump cache, with the flags where they are."""
+    """Jump to the address in s1 through a table's jump cache, with the flags put away."""
     e: cython.pointer(Code) = cython.address(t.e)
+    clobber(t, F_ALL)
     op_rr(e, 4, 0x1B7, S2, S1)  # movzx s2d, s1w
-    if t.flags == FLAGS_HOST:
-        gs_op_index(e, 0xFF, 4, S2, off.jump_cache[tlb])
-    else:
-        gs_op_index(e, 0x8B, S2, S2, off.jump_cache[tlb])
-        jump_before_s2(e)
+    gs_op_index(e, 0xFF, 4, S2, off.jump_cache[tlb])
 
 
 def jump_far(t, tlb, target):
     """The same for a known target."""
     e: cython.pointer(Code) = cython.address(t.e)
     slot: uint32_t = off.jump_cache[tlb] + 8 * jump_hash(target)
+    clobber(t, F_ALL)
     guest_pc(t, S1, target)
     if t.pic:
         jump_s1(t, tlb)
-    elif t.flags == FLAGS_HOST:
-        gs_op(e, 4, 0xFF, 4, slot)
     else:
-        gs_load(e, S2, slot)
-        jump_before_s2(e)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def jump_before_s2(e: cython.pointer(Code)) -> cython.void:
-    lea(e, 8, S2, S2, REG_NONE, 0, -PAD_MEM)
-    op_rr(e, 4, 0xFF, 4, S2)
+        gs_op(e, 4, 0xFF, 4, slot)
 
 
 def side_exit(t, hole, target):
@@ -185,12 +169,11 @@ def look_up(t: cython.pointer(Translation), site: uint32_t) -> cython.void:
     e: cython.pointer(Code) = cython.address(t.e)
     s: cython.pointer(Site) = cython.address(t.m.sites[site])
     access: cython.int = s.window_access if s.span else s.access
-    gs_store_imm32(e, off.site, site)
+    mov_ri(e, S2, site)
     if t.single or (s.size > SECOND_ROOM and not s.span):  # FRSTOR: it might end in the next page
-        jmp_to(e, t.m.leave_mem)
+        jmp_to(e, t.m.leave_site_mem)
     else:
-        lea_rip(e, S2, t.m.code + s.host + CHECK_LENGTH)
-        gs_store(e, off.resume, S2)
+        t.m.behind[site] = s.host + s.check
         jmp_to(e, t.m.second_tlb[2 * t.table + (access != ACCESS_READ)])
 
 

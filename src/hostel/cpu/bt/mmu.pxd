@@ -42,6 +42,10 @@ cdef int segment_linear(VCpu* c, int seg, uint64_t offset, int size, bint write,
 
 cdef void flush_tlb(VCpu* c, bint keep_global) noexcept nogil    # also the ITLB and jump caches
 cdef void init_tlb(VCpu* c) noexcept nogil                       # of fresh memory; after jump_miss is set
+# A CR3 write: flush_tlb but for what is global and, if `keep`, what was kept of PCID `new`
+cdef void switch_space(VCpu* c, uint32_t old, uint32_t new, bint keep) noexcept nogil
+cdef void forget_space(VCpu* c, uint32_t pcid) noexcept nogil
+cdef void forget_spaces(VCpu* c) noexcept nogil
 cdef void empty_tlb(VCpu* c) noexcept nogil                      # flush_tlb and the second levels too
 cdef void flush_jumps(VCpu* c) noexcept nogil                    # the jump caches alone
 cdef void flush_page(VCpu* c, uint64_t va) noexcept nogil        # INVLPG: every table, large pages too

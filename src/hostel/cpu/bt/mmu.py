@@ -11,7 +11,8 @@ are entered in 4 KiB pieces; ``large_pages`` and ``giant_pages`` remember, by ha
 so that INVLPG can drop all pieces of a page and yet costs nothing for ordinary pages.
 
 PCIDs: the tables hold one address space. A CR3 write drops all that is not global, which the SDM allows
-(vol. 3, 4.10.4.1); tagging entries would be a matter of keeping several sets of tables.
+(vol. 3, 4.10.4.1), but the jump cache of user mode: that is put away and comes back when the guest says by bit 63 of
+CR3 that it is still good, as each of its entries costs a look-up through the monitor to find again.
 
 Threads: only the owner touches a VCpu's caches, but for ``protect_page``, which clears tags from any thread.
 """
@@ -28,6 +29,8 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     JUMP_SIZE,
     MODE_CODE64,
     SECOND_SIZE,
+    SPACE_SIZE,
+    SPACES,
     TLB_BITS,
     TLB_COUNT,
     TLB_KERNEL,
@@ -38,6 +41,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     X_PF,
     X_SS,
     Segment,
+    Space,
     VCpu,
 )
 from cython.cimports.hostel.cpu.bt.x86 import (
@@ -665,29 +669,73 @@ def write_segment(c, seg, offset, buffer, size):
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def _flush_jumps(c: cython.pointer(VCpu), keep_global: cython.bint) -> cython.void:
-    t: cython.int
+def _flush_jump_table(c: cython.pointer(VCpu), table: cython.int, keep_global: cython.bint) -> cython.void:
     i: cython.int
     k: cython.int
+    for i in range(c.jump_local_count[table]):
+        k = c.jump_local[table][i]
+        c.jump_cache[table][k] = c.jump_miss
+        c.jump_listed[table][k] &= 2
+    c.jump_local_count[table] = 0
+    if not keep_global:
+        for i in range(c.jump_global_count[table]):
+            k = c.jump_global[table][i]
+            c.jump_cache[table][k] = c.jump_miss
+            c.jump_listed[table][k] = 0
+        c.jump_global_count[table] = 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _flush_second_jumps(c: cython.pointer(VCpu), keep_global: cython.bint) -> cython.void:
+    i: cython.int
     if keep_global:
         for i in range(c.second_local_count):
             c.second_key[c.second_local[i]] = NO_KEY
     else:
         c.jump_generation += 1
     c.second_local_count = 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _flush_jumps(c: cython.pointer(VCpu), keep_global: cython.bint) -> cython.void:
+    t: cython.int
     for t in range(TLB_COUNT):
-        for i in range(c.jump_local_count[t]):
-            k = c.jump_local[t][i]
-            c.jump_cache[t][k] = c.jump_miss
-            c.jump_listed[t][k] &= 2
-        c.jump_local_count[t] = 0
-        if not keep_global:
-            for i in range(c.jump_global_count[t]):
-                k = c.jump_global[t][i]
-                c.jump_cache[t][k] = c.jump_miss
-                c.jump_listed[t][k] = 0
-            c.jump_global_count[t] = 0
+        _flush_jump_table(c, t, keep_global)
+    _flush_second_jumps(c, keep_global)
     memset(c.jump_pages, 0, cython.sizeof(c.jump_pages) // (2 if keep_global else 1))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _drop_jumps(c: cython.pointer(VCpu), va: uint64_t, shift: cython.int) -> cython.void:
+    """Forget the targets in the 2**shift bytes that hold ``va`` and on the page before, where a block may begin that
+    goes on there. User mode's others stay: to find a big program's thousands again would take milliseconds."""
+    i: cython.int
+    k: cython.int
+    start: uint64_t = (va >> shift << shift) - 4096
+    size: uint64_t = (cython.cast(uint64_t, 1) << shift) + 4096
+    keep_global: cython.bint = va >> 63 == 0
+    _flush_jump_table(c, TLB_KERNEL, keep_global)
+    _flush_jump_table(c, TLB_KERNEL_AC, keep_global)
+    for i in range(c.jump_local_count[TLB_USER]):
+        k = c.jump_local[TLB_USER][i]
+        if c.jump_pc[k] - start < size:
+            c.jump_cache[TLB_USER][k] = c.jump_miss
+    if not keep_global:
+        for i in range(c.jump_global_count[TLB_USER]):
+            k = c.jump_global[TLB_USER][i]
+            c.jump_cache[TLB_USER][k] = c.jump_miss
+        _flush_second_jumps(c, False)
+        return
+    for i in range(c.second_local_count):
+        k = c.second_local[i]
+        if c.second_pc[k] - start < size:
+            c.second_key[k] = NO_KEY
 
 
 @cython.cfunc
@@ -734,12 +782,97 @@ def flush_tlb(c, keep_global):
             c.itlb_va[t][k] = 1
         c.itlb_global_count[t] = 0
     if not keep_global:
+        forget_spaces(c)
         memset(c.large_pages, 0, cython.sizeof(c.large_pages))
         memset(c.giant_pages, 0, cython.sizeof(c.giant_pages))
     _flush_jumps(c, keep_global)
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _space(c: cython.pointer(VCpu), pcid: uint32_t) -> cython.pointer(Space):
+    i: cython.int
+    for i in range(SPACES):
+        if c.spaces[i].pcid == pcid and c.spaces[i].generation == c.space_generation:
+            return cython.address(c.spaces[i])
+    return cython.NULL
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _keep_space(c: cython.pointer(VCpu), pcid: uint32_t) -> cython.void:
+    i: cython.int
+    k: cython.int
+    count: cython.int = 0
+    space: cython.pointer(Space) = _space(c, pcid)
+    if space == cython.NULL:
+        space = cython.address(c.spaces[0])
+        for i in range(SPACES):
+            if c.spaces[i].generation != c.space_generation:
+                space = cython.address(c.spaces[i])
+                break
+            if c.spaces[i].kept < space.kept:
+                space = cython.address(c.spaces[i])
+    space.generation = c.space_generation
+    space.pcid = pcid
+    space.mode = c.table_mode[TLB_USER]
+    space.kept = c.n_switches
+    for i in range(c.jump_local_count[TLB_USER]):
+        k = c.jump_local[TLB_USER][i]
+        if c.jump_cache[TLB_USER][k] != c.jump_miss and count < SPACE_SIZE:
+            space.pc[count] = c.jump_pc[k]
+            space.host[count] = c.jump_cache[TLB_USER][k]
+            count += 1
+    space.count = count
+    memcpy(space.pages, c.jump_pages, cython.sizeof(space.pages))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _restore_space(c: cython.pointer(VCpu), pcid: uint32_t) -> cython.void:
+    i: cython.int
+    k: cython.int
+    space: cython.pointer(Space) = _space(c, pcid)
+    if space == cython.NULL or space.mode != c.table_mode[TLB_USER]:
+        return
+    c.n_spaces_found += 1
+    memcpy(c.jump_pages, space.pages, cython.sizeof(space.pages))
+    for i in range(space.count):
+        k = jump_hash(space.pc[i])  # noqa: F821, ours, inline in the .pxd
+        if c.jump_listed[TLB_USER][k] & 1:
+            continue
+        c.jump_listed[TLB_USER][k] |= 1
+        c.jump_local[TLB_USER][c.jump_local_count[TLB_USER]] = cython.cast(uint16_t, k)
+        c.jump_local_count[TLB_USER] += 1
+        c.jump_pc[k] = space.pc[i]
+        c.jump_cache[TLB_USER][k] = space.host[i]
+
+
+def switch_space(c, old, new, keep):
+    c.n_switches += 1
+    _keep_space(c, old)
+    flush_tlb(c, True)
+    if keep:
+        _restore_space(c, new)
+    else:
+        forget_space(c, new)
+
+
+def forget_space(c, pcid):
+    space: cython.pointer(Space) = _space(c, pcid)
+    if space != cython.NULL:
+        space.generation = c.space_generation - 1
+
+
+def forget_spaces(c):
+    c.space_generation += 1
+
+
 def init_tlb(c):
+    c.space_generation = 1
     t: cython.int
     i: cython.int
     memset(c.itlb_va, 0xFF, cython.sizeof(c.itlb_va))
@@ -761,7 +894,7 @@ def empty_tlb(c):
 @cython.nogil
 @cython.exceptval(check=False)
 def _drop_region(c: cython.pointer(VCpu), va: uint64_t, shift: cython.int) -> cython.void:
-    """Drop all entries of the 2**shift bytes that hold ``va``; the jump caches go whole."""
+    """Drop all entries of the 2**shift bytes that hold ``va``."""
     t: cython.int
     i: cython.int
     k: cython.int
@@ -780,7 +913,7 @@ def _drop_region(c: cython.pointer(VCpu), va: uint64_t, shift: cython.int) -> cy
         for i in range(ITLB_SIZE):
             if c.itlb_va[t][i] >> shift == region:
                 c.itlb_va[t][i] = 1
-    _flush_jumps(c, False)
+    _drop_jumps(c, va, shift)
 
 
 def flush_jumps(c):
@@ -826,7 +959,7 @@ def flush_page(c, va):
             c.itlb_va[t][k & (ITLB_SIZE - 1)] = 1
     # a block may begin on the page before
     if _may_jump_to(c, va) or _may_jump_to(c, va - 4096):
-        _flush_jumps(c, va >> 63 == 0)
+        _drop_jumps(c, va, 12)
 
 
 @cython.cfunc
@@ -841,10 +974,13 @@ def _is_global_target(c: cython.pointer(VCpu), table: cython.int, pc: uint64_t) 
 
 
 def second_insert(c, table, pc, host):
+    i: cython.int
     k: cython.int = second_hash(pc)  # noqa: F821, ours, inline in the .pxd
     if not _is_global_target(c, table, pc):
-        if c.second_local_count == JUMP_SECOND:
-            flush_jumps(c)
+        if c.second_local_count == JUMP_SECOND:  # entries were listed again and again
+            for i in range(JUMP_SECOND):
+                c.second_key[c.second_local[i]] = NO_KEY
+            c.second_local_count = 0
         c.second_local[c.second_local_count] = cython.cast(uint16_t, k)
         c.second_local_count += 1
     c.second_pc[k] = pc

@@ -1,6 +1,8 @@
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from hostel.cpu.bt.cache cimport Block, Cache, Site
 from hostel.cpu.bt.insn cimport Insn
+from hostel.cpu.bt.translation cimport Translation
 from hostel.cpu.bt.vcpu cimport VCpu
 from hostel.cpu.engine cimport Vcpu
 from hostel.memory.ram cimport Ram
@@ -16,7 +18,7 @@ cdef extern from "<asm/prctl.h>" nogil:
     enum: ARCH_SET_GS, ARCH_GET_GS
 
 cdef extern from "<signal.h>" nogil:
-    enum: SA_SIGINFO, SA_ONSTACK, SIGSEGV, SIGFPE, SIGILL, SIGBUS, SIGTRAP, SS_DISABLE, SIG_SETMASK
+    enum: SA_SIGINFO, SA_ONSTACK, SEGV_ACCERR, SIGSEGV, SIGFPE, SIGILL, SIGBUS, SIGTRAP, SS_DISABLE, SIG_SETMASK
     ctypedef struct siginfo_t:
         int si_code
         void* si_addr
@@ -75,8 +77,10 @@ cdef enum:                       # what the run loop does next
     GO_RESUME = 1                # c.host_pc is set
     GO_EXIT = 2                  # return c.io.reason
 
+@cython.no_gc_clear              # __dealloc__ needs ram
 cdef class BtEngine:
     cdef Cache cache
+    cdef Translation translation # cache.translation
     cdef readonly int verify     # every so many blocks one is verified; 0: none
     cdef int unverified          # blocks since the last one that was
     cdef object layout           # verify.Layout

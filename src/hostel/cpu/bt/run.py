@@ -5,7 +5,8 @@ site at which it left. It runs without the GIL on the vCPU's own thread and come
 
 A thread that runs guest code has GS at its ``VCpu`` and the guest's rsp in rsp, so signals use an alternate stack. The
 host's SIGSEGV, SIGFPE and SIGBUS at an instruction that the fault table knows are the guest's exceptions or a kick (the
-poll's null pointer); any other is a bug of ours and takes the default action, so that the worker dies visibly.
+poll's null pointer). A write to code memory that a fork shares, on any thread, is done again once it is this process's
+own. Any other is a bug of ours and takes the default action, so that the worker dies visibly.
 
 Accesses that cross pages, go to devices or to pages with translations come to ``memory_access``. Reads are gathered
 into ``VCpu.stage`` and the instruction goes on with that as its operand. Writes run the instruction alone (a block of
@@ -50,6 +51,8 @@ from cython.cimports.hostel.cpu.bt.cache import (
     find,
     find_fault,
     flush,
+    forked,
+    freeze,
     full,
     invalidate,
     is_break,
@@ -61,6 +64,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     stop_world,
     teardown,
     text,
+    unshare,
 )
 from cython.cimports.hostel.cpu.bt.decode import table
 from cython.cimports.hostel.cpu.bt.emit import fill_hole
@@ -95,6 +99,7 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     find_slot,
     flush_jumps,
     flush_tlb,
+    forget_spaces,
     init_tlb,
     is_writable,
     jump_cache_insert,
@@ -127,7 +132,7 @@ from cython.cimports.hostel.cpu.bt.system import (
 )
 from cython.cimports.hostel.cpu.bt.transfer import load, save
 from cython.cimports.hostel.cpu.bt.translate import translate
-from cython.cimports.hostel.cpu.bt.translation import CHECK_LENGTH, FLAGS_HOST, PAD_MEM
+from cython.cimports.hostel.cpu.bt.translation import FLAGS_HOST, Translation
 from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_READ,
     ACCESS_RW,
@@ -213,6 +218,8 @@ def _on_signal(signum: cython.int, info: cython.pointer(siginfo_t), context: cyt
     f: cython.pointer(Fault)
     action: sigaction_t
     pc: uint64_t
+    if signum == SIGSEGV and info.si_code == SEGV_ACCERR and unshare(info.si_addr):
+        return
     syscall(SYS_arch_prctl, ARCH_GET_GS, cython.address(c))
     if c != cython.NULL and c.self == cython.cast(uint64_t, c):
         m = cython.cast(cython.pointer(Cache), c.machine)
@@ -260,6 +267,13 @@ def _install_handlers() -> cython.void:
 def _code_written(c: cython.pointer(VCpu), gpa: uint64_t, size: cython.int) -> cython.void:
     c.n_smc += 1
     invalidate(cython.cast(cython.pointer(Cache), c.machine), c, gpa, size)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _device_wrote(owner: cython.p_void, gpa: uint64_t, size: uint64_t) -> cython.void:
+    invalidate(cython.cast(cython.pointer(Cache), owner), cython.NULL, gpa, size)
 
 
 # ---------------------------------------------------------------- flags, registers
@@ -315,29 +329,52 @@ class BtEngine:
         self.cache.n_slots = ram.count
         if setup(cython.address(self.cache)) != 0:
             raise MemoryError_("no address space left for the translator's cache")
+        self.cache.translation = cython.address(self.translation)
         for i in range(cpus):
             v: BtVcpu = BtVcpu(self, i, cpus)
             self.vcpus.append(v)
             self.cache.vcpus[i] = v.c
         self.cache.n_vcpus = cpus
+        ram.code_written = _device_wrote
+        ram.code_owner = cython.address(self.cache)
 
     def __dealloc__(self):
+        if self.ram is not None and self.ram.code_owner == cython.address(self.cache):
+            self.ram.code_written = cython.NULL
         if self.cache.code:
             teardown(cython.address(self.cache))
+
+    def note_writes(self):
+        """Memory's dirty marks were taken: what is written from now on is to be marked anew. No vCPU is running."""
+        vcpu: BtVcpu
+        for vcpu in self.vcpus:
+            with cython.nogil:
+                flush_tlb(vcpu.c, False)
+
+    def freeze(self):
+        """Have the processes that this thread forks until ``forked`` share the code memory. What one of them, or this
+        one, writes there afterwards is its own; it costs as much memory as it writes. No vCPU is running, and no thread
+        may need the translator before ``forked``."""
+        _install_handlers()
+        failed: cython.int
+        with cython.nogil:
+            failed = freeze(cython.address(self.cache))
+        if failed:
+            raise MemoryError_("the translations can't be shared: the host has no memory for that")
+
+    def forked(self, child: cython.bint):
+        """After ``freeze`` and ``os.fork()``, if that failed too: once in the parent, and in each child before anything
+        else. A child has none of the vCPUs' threads and timers: they begin anew, the guest goes on."""
+        v: BtVcpu
+        forked(cython.address(self.cache), child)
+        if child:
+            for v in self.vcpus:
+                v.timer_made = False  # its number may be another timer's by now
+                v.owned = False
 
     def set_pic_from(self, pc: uint64_t):
         """Let programs' 64-bit code from this address on be translated for any address; for tests."""
         self.cache.pic_from = pc
-
-    def invalidate(self, gpa: uint64_t, size: uint64_t):
-        """Tell of a device's write to guest memory, page by page, where translated code may lie."""
-        end: uint64_t = gpa + size
-        n: uint64_t
-        while gpa < end:
-            n = min(4096 - (gpa & 4095), end - gpa)
-            with cython.nogil:
-                invalidate(cython.address(self.cache), cython.NULL, gpa, n)
-            gpa += n
 
     def set_points(self, breaks: list, watches: list):
         """A debugger's breakpoints (linear addresses) and watchpoints ((linear address, bytes, DEBUG_*)), in place of
@@ -431,11 +468,12 @@ class BtEngine:
         sites = {}
         while low < m.n_sites and m.sites[low].block == number:
             site: dict = m.sites[low]
+            site["behind"] = m.behind[low]
             sites[low] = site
             low += 1
         found: dict = b[0]
         found.update(
-            number=number, sites=sites, code=code[b.start : b.end], pad_mem=b.pad - PAD_MEM,
+            number=number, sites=sites, code=code[b.start : b.end],
             cold_code=code[b.cold : end],
             table=TLB_USER if b.mode & MODE_USER else TLB_KERNEL_AC if b.mode & MODE_AC else TLB_KERNEL,
         )
@@ -448,7 +486,7 @@ class BtEngine:
         for i in range(1, m.n_blocks):
             b: cython.pointer(Block) = cython.address(m.blocks[i])
             found.setdefault(b.mode & ~cython.cast(uint32_t, MODE_PLAIN), set()).update(
-                (b.pad, b.pad - PAD_MEM, b.entry_host, b.entry_mem)
+                (b.pad, b.entry_host, b.entry_mem)
             )
         return found
 
@@ -456,11 +494,11 @@ class BtEngine:
         m: cython.pointer(Cache) = cython.address(self.cache)
         if self.layout is None:
             places = {
-                "leave_mem": m.leave_mem - m.code, "leave_host": m.leave_host - m.code, "miss": m.miss - m.code,
-                "look_up": m.look_up - m.code, "miss_host": m.miss_host - m.code,
-                "look_up_host": m.look_up_host - m.code, "second_tlb": [m.second_tlb[i] - m.code for i in range(6)],
+                "leave_mem": m.leave_site_mem - m.code, "leave_host": m.leave_site_host - m.code,
+                "miss": m.miss - m.code, "look_up": m.look_up - m.code,
+                "second_tlb": [m.second_tlb[i] - m.code for i in range(6)],
             }  # fmt: skip
-            sizes = {"tlb": TLB_SIZE, "jump": JUMP_SIZE, "check": CHECK_LENGTH, "pad": PAD_MEM}
+            sizes = {"tlb": TLB_SIZE, "jump": JUMP_SIZE}
             self.layout = verifier.Layout(stub_layout(), places, sizes)
         return self.layout
 
@@ -498,6 +536,17 @@ class BtEngine:
             print(f"worker: {self.refusal}", file=sys.stderr)
             return False
 
+    def last_block(self) -> dict:
+        """The block that was translated last, for tools/showblock: where its parts lie in the code memory,
+        and (pc, bytes, where) of each instruction."""
+        t: cython.pointer(Translation) = cython.address(self.translation)
+        b: cython.pointer(Block) = cython.address(t.m.blocks[t.block])
+        return {
+            "insns": [(t.insns[i].pc, t.insns[i].length, t.starts[i]) for i in range(t.n)],
+            "start": b.start, "pad": b.pad, "entry_host": b.entry_host, "entry_mem": b.entry_mem, "end": b.end,
+            "cold": b.cold, "cold_host": b.cold_host, "cold_mem": b.cold_mem, "cold_end": t.m.cold_free - t.m.code,
+        }  # fmt: skip
+
     def code(self) -> bytes:
         """The code memory as it is filled, from the stubs on; for disassemblers."""
         n: cython.Py_ssize_t = self.cache.cold_free - self.cache.code
@@ -514,6 +563,7 @@ class BtEngine:
             "translated_instructions": m.total_insns,
             "invalidated_blocks": m.n_invalidated,
             "flushes": m.n_flushes,
+            "copied_chunks": m.n_copied,
             "verified_blocks": self.verified,
         }
 
@@ -551,7 +601,9 @@ class BtVcpu(Vcpu):
         c.apic = cython.NULL
         if index == 0:
             prepare(self.m, c)
-        c.jump_miss = text(self.m, self.m.miss_host)
+        c.jump_miss = text(self.m, self.m.miss)
+        c.behind = self.m.behind
+        c.code_run = cython.cast(uint64_t, self.m.run)
         c.poll_word = 0
         c.poll = cython.cast(uint64_t, cython.address(c.poll_word))
         init_tlb(c)
@@ -737,6 +789,8 @@ class BtVcpu(Vcpu):
             "tlb_fills": c.n_tlb_fill,
             "tlb_flushes": c.n_tlb_flush,
             "jump_flushes": c.jump_generation,
+            "switches": c.n_switches,
+            "spaces_found": c.n_spaces_found,
             "lookups": c.n_lookups,
             "monitor_instructions": c.n_system,
             "single_steps": c.n_twin,
@@ -929,8 +983,9 @@ class BtVcpu(Vcpu):
             _flags_out(c)
             while go == GO_RESUME:
                 c.in_guest = 1
-                if m.n_vcpus > 1 and not self.held:
-                    fence()
+                if not self.held:
+                    if m.n_vcpus > 1 or m.fences:
+                        fence()
                     while m.world_stop:
                         c.in_guest = 0
                         while m.world_stop:
@@ -1095,6 +1150,7 @@ class BtVcpu(Vcpu):
     def renew(self):
         """The cache was flushed: forget its landing pads."""
         flush_jumps(self.c)
+        forget_spaces(self.c)
         self.generation = self.m.generation
 
     def resume(self, host):
@@ -1221,7 +1277,7 @@ class BtVcpu(Vcpu):
                 self.watch(va, s.size, s.access)
                 if host != cython.NULL:
                     c.target = cython.cast(uint64_t, host)
-                    c.host_pc = text(m, m.code + s.host + CHECK_LENGTH)
+                    c.host_pc = text(m, m.code + s.host + s.check)
                     return GO_RESUME
             if host != cython.NULL:
                 c.host_pc = text(m, m.code + s.host)
@@ -1234,7 +1290,7 @@ class BtVcpu(Vcpu):
                         return self.alone()
                 slot.dirty[(gpa - slot.gpa) >> 12] = 1
                 c.target = cython.cast(uint64_t, slot.host + (gpa - slot.gpa))
-                c.host_pc = text(m, m.code + s.host + CHECK_LENGTH)
+                c.host_pc = text(m, m.code + s.host + s.check)
                 return GO_RESUME
             devices = slot == cython.NULL
         if (devices or s.access != ACCESS_READ or s.extra & SITE_STRING) and not alone:
@@ -1311,7 +1367,7 @@ class BtVcpu(Vcpu):
             c.stage_va = va
             c.stage_size = s.size
         c.target = cython.cast(uint64_t, to)
-        c.host_pc = text(self.m, self.m.code + s.host + CHECK_LENGTH)
+        c.host_pc = text(self.m, self.m.code + s.host + s.check)
         return GO_RESUME
 
     def breakpoint(self, linear):

@@ -13,6 +13,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     S1,
     S2,
     Code,
+    away,
     e1,
     e4,
     gs_load,
@@ -45,7 +46,7 @@ def settle_stack(t):
 
 
 def push_value(t, i, size, source, imm):
-    """Push host register `source` (not s1), guest r14/r15 by number, or a constant: an immediate, or code's address."""
+    """Push host register `source` (not s1), guest r10/r11 by number, or a constant: an immediate, or code's address."""
     e: cython.pointer(Code) = cython.address(t.e)
     a: Address
     stack_address(t, -size, cython.address(a))
@@ -65,7 +66,7 @@ def push_value(t, i, size, source, imm):
             mov_ri(e, S2, imm)
             op_mem(e, 0, size, 0x89, S2, S1, disp)
     else:
-        if source >= 14:
+        if away(source):
             gs_load(e, S2, off.r[source])
             source = S2
         op_mem(e, 0, size, 0x89, source, S1, disp)
@@ -118,7 +119,7 @@ def gen_pop(t, i):
     if insn.rm == 4:
         lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
         op_mem(e, 0, size, 0x8B, 4, S1, disp)
-    elif insn.rm >= 14:
+    elif away(insn.rm):
         op_mem(e, 0, size, 0x8B, S1, S1, disp)
         t.in_s1 = -1
         if size == 2:

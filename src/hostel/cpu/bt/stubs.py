@@ -8,6 +8,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     S1,
     S2,
     Code,
+    away,
     e1,
     e4,
     fill_hole,
@@ -23,12 +24,14 @@ from cython.cimports.hostel.cpu.bt.emit import (
     mov_ri,
     mov_rr32,
     nops,
+    op_mem,
     op_ri,
+    op_rr,
     shift_ri,
 )
 from cython.cimports.hostel.cpu.bt.flags import emit_save_flags
 from cython.cimports.hostel.cpu.bt.system import feature_present
-from cython.cimports.hostel.cpu.bt.translation import PAD_MEM, SECOND_ROOM
+from cython.cimports.hostel.cpu.bt.translation import SECOND_ROOM
 from cython.cimports.libc.stdint import uint8_t, uint32_t
 
 _avx = cython.declare(cython.bint)  # the host has AVX: vector registers are 32 bytes
@@ -79,7 +82,8 @@ def prepare(m, c):
     off.second_access[0] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_read[0])) - base)
     off.second_access[1] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_write[0])) - base)
     off.second_page = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_page[0])) - base)
-    off.resume = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.resume)) - base)
+    off.behind = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.behind)) - base)
+    off.code_run = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.code_run)) - base)
     off.second_pc = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_pc[0])) - base)
     off.second_key = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_key[0])) - base)
     off.second_host = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_host[0])) - base)
@@ -110,8 +114,9 @@ def prepare(m, c):
     e1(cython.address(e), 0x50)
     gs_store(cython.address(e), off.host_rsp, 4)
     vectors(cython.address(e), False, 0)
-    for i in range(14):
-        gs_load(cython.address(e), i, off.r[i])
+    for i in range(16):
+        if not away(i):
+            gs_load(cython.address(e), i, off.r[i])
     gs_load(cython.address(e), S1, off.target)
     gs_op(cython.address(e), 4, 0xFF, 4, off.host_pc)
     align(cython.address(e), 16)
@@ -137,11 +142,19 @@ def prepare(m, c):
     e1(cython.address(e), 0xC3)
     align(cython.address(e), 16)
     # leave: back to the monitor; leave_host puts the flags away first
+    m.leave_site_mem = e.p
+    gs_op(cython.address(e), 4, 0x89, S2, off.site)
+    hole: cython.pointer(uint8_t) = jmp_hole(cython.address(e))
+    align(cython.address(e), 16)
+    m.leave_site_host = e.p
+    gs_op(cython.address(e), 4, 0x89, S2, off.site)
     m.leave_host = e.p
     emit_save_flags(cython.address(e))
     m.leave_mem = e.p
-    for i in range(14):
-        gs_store(cython.address(e), off.r[i], i)
+    fill_hole(hole, m.leave_mem)
+    for i in range(16):
+        if not away(i):
+            gs_store(cython.address(e), off.r[i], i)
     gs_store(cython.address(e), off.target, S1)
     vectors(cython.address(e), True, 0)
     e1(cython.address(e), 0xFC)  # cld, as the ABI wants it
@@ -157,15 +170,8 @@ def prepare(m, c):
     e1(cython.address(e), 0xC3)
     align(cython.address(e), 16)
     # miss: the target in s1 isn't (alone) in the jump cache; look in the second one before leaving
-    hole: cython.pointer(uint8_t) = jmp_hole(cython.address(e))
-    nops(cython.address(e), PAD_MEM - 5)
-    m.miss_host = e.p
-    emit_save_flags(cython.address(e))
     m.miss = e.p
-    fill_hole(hole, m.miss)
-    e1(cython.address(e), 0x45)  # imul s2d, s1d, 0x9E3779B1
-    e1(cython.address(e), 0x69)
-    e1(cython.address(e), 0xFE)
+    op_rr(cython.address(e), 4, 0x69, S2, S1)  # imul s2d, s1d, 0x9E3779B1
     e4(cython.address(e), 0x9E3779B1)
     shift_ri(cython.address(e), 4, 5, S2, 20)
     gs_op_index(cython.address(e), 0x3B, S1, S2, off.second_pc)
@@ -183,10 +189,6 @@ def prepare(m, c):
     m.look_up = e.p
     gs_store_imm32(cython.address(e), off.site, 0)
     jmp_to(cython.address(e), m.leave_mem)
-    align(cython.address(e), 16)
-    m.look_up_host = e.p
-    emit_save_flags(cython.address(e))
-    jmp_to(cython.address(e), m.look_up)
     align(cython.address(e), 16)
     for i in range(6):
         m.second_tlb[i] = e.p
@@ -220,16 +222,16 @@ def prepare(m, c):
 
 
 def second_tlb(e, m, tlb, write):
-    """The address in s1 isn't in its TLB (or crosses a page), c.site says whose it is: look in the second one.
+    """The address in s1 isn't in its TLB (or crosses a page), the site in s2 says whose it is: look in the second one.
 
-    The page found, go on at c.resume with the host's address in s1. Those that start in a page's last 63 bytes leave.
+    The page found, go on behind the site's check, the host's address in s1. Those that start in a page's last 63 bytes
+    leave.
     """
+    gs_op(e, 4, 0x89, S2, off.site)
     gs_store(e, off.target, S1)
     mov_rr32(e, S2, S1)
     shift_ri(e, 4, 5, S2, 12)
-    e1(e, 0x45)  # imul s2d, s2d, 0x9E3779B1
-    e1(e, 0x69)
-    e1(e, 0xFF)
+    op_rr(e, 4, 0x69, S2, S2)  # imul s2d, s2d, 0x9E3779B1
     e4(e, 0x9E3779B1)
     shift_ri(e, 4, 5, S2, 22)
     gs_load(e, S1, off.tlb_key[tlb])
@@ -240,7 +242,12 @@ def second_tlb(e, m, tlb, write):
     op_ri(e, 8, 7, S1, 4096 - SECOND_ROOM)
     other: cython.pointer(uint8_t) = jcc_hole(e, CC_A)
     gs_op_index(e, 0x03, S1, S2, off.second_page)
-    gs_op(e, 4, 0xFF, 4, off.resume)
+    gs_op(e, 4, 0x8B, S2, off.site)
+    shift_ri(e, 8, 4, S2, 2)
+    gs_op(e, 8, 0x03, S2, off.behind)
+    op_mem(e, 0, 4, 0x8B, S2, S2, 0)
+    gs_op(e, 8, 0x03, S2, off.code_run)
+    op_rr(e, 4, 0xFF, 4, S2)
     fill_hole(wrong, e.p)
     fill_hole(other, e.p)
     gs_load(e, S1, off.target)
@@ -297,7 +304,7 @@ def fields() -> dict:
         names[off.page[i]] = f"page[{tables[i]}]"
         names[off.jump_cache[i]] = f"jump_cache[{tables[i]}]"
     names |= {off.poll: "poll", off.flags_saved: "flags_saved", off.site: "site", off.target: "target"}
-    names |= {off.resume: "resume", off.host_pc: "host_pc", off.mode: "mode", off.n_insns: "n_insns"}
+    names |= {off.host_pc: "host_pc", off.mode: "mode", off.n_insns: "n_insns"}
     names |= {off.seg_base[4]: "fs_base", off.seg_base[5]: "gs_base"}
     return names
 
@@ -306,9 +313,8 @@ def stub_names(m_address: cython.size_t) -> dict:
     """Names of places among the stubs, by offset in the code memory; for tools/showblock."""
     m: cython.pointer(Cache) = cython.cast(cython.pointer(Cache), m_address)
     names = {
-        m.leave_mem - m.code: "leave", m.leave_host - m.code: "leave, flags first", m.miss - m.code: "miss",
-        m.miss_host - m.code: "miss, flags first", m.look_up - m.code: "look_up",
-        m.look_up_host - m.code: "look_up, flags first",
+        m.leave_site_mem - m.code: "leave", m.leave_site_host - m.code: "leave, flags first", m.miss - m.code: "miss",
+        m.look_up - m.code: "look_up",
     }  # fmt: skip
     tables = ("user", "kernel", "kernel_ac")
     for i in range(6):

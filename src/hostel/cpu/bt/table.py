@@ -40,6 +40,7 @@ def _constants() -> dict[str, int]:
 
 
 C = _constants()
+AMD = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
 
 # flags: (read, surely overwritten, undefined); may change: the last two, and the fourth
 _BITS = {"C": C["F_CF"], "P": C["F_PF"], "A": C["F_AF"], "Z": C["F_ZF"], "S": C["F_SF"], "O": C["F_OF"]}
@@ -321,6 +322,8 @@ def _fill(row: Row, attributes: list[str]) -> None:
             f["flags"] |= C["O_LEGACY66"]
     if row.mod == "r":
         f["mem"] = f["mem_size"] = 0
+    if f["feature"] == C["FE_SHA"] and AMD:
+        unaligned = True  # these processors take any address (seen on Zen 5), and the instruction runs as itself
     if f["flags"] & C["O_VECTOR"] and f["mem_size"] == 16 and not row.vex and not unaligned:
         f["flags"] |= C["O_ALIGNED"]
     if f["kind"] == C["K_NATIVE"] and f["flags"] & C["O_LEGACY66"] and f["implicit_w"]:

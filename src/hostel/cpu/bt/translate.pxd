@@ -23,12 +23,12 @@ cdef int refused(Translation* t, Insn* insn, OpInfo* info) noexcept nogil
 cdef void generate(Translation* t, int i) noexcept nogil
 cdef bint ends_block(OpInfo* info) noexcept nogil
 cdef bint ends_flow(Insn* insn) noexcept nogil
-cdef uint8_t* landing_pads(Translation* t, uint64_t pc) noexcept nogil
-cdef void landing_pad_host(Translation* t, uint64_t pc) noexcept nogil
+cdef void landing_pad(Translation* t, uint64_t pc) noexcept nogil
 cdef bint may_leave(Insn* insn) noexcept nogil
 cdef void count(Translation* t, int i) noexcept nogil
 cdef void keep_page(Translation* t, uint64_t pc) noexcept nogil
 cdef bint follow(Translation* t, Insn* insn) noexcept nogil
+cdef void exits(Translation* t, uint8_t* page, bint one_page, int* low, int* high) noexcept nogil
 cdef Slot* find_slot(Cache* m, uint64_t gpa) noexcept nogil
 cdef void fetch(Cache* m, uint64_t gpa, uint8_t* buffer, int size) noexcept nogil
 cdef void protect(Cache* m, VCpu* me, uint64_t gpa) noexcept nogil

@@ -2,7 +2,7 @@
 
 A block is a run of instructions up to a call, a return, an indirect jump, the end of the page or 48 instructions, with
 side exits at conditional branches. Direct jumps within the page are followed, and a loop that comes back to the block's
-start is unrolled. Guest registers live in the host's of the same name but for r14 and r15, which live in
+start is unrolled. Guest registers live in the host's of the same name but for r10 and r11, which live in
 ``VCpu.r`` and give their host registers as scratch (s1, s2); rsp is the guest's too. Most instructions run as
 themselves (``native``) with their memory operand replaced by [s1], after s1 was turned from a linear address into a
 host address by an inline TLB look-up: one compare checks page, permission and page crossing. Accesses at a known
@@ -10,14 +10,16 @@ distance from each other share one (windows.py).
 
 Flags. The guest's arithmetic flags live in the host's where nothing in between needs those; an address check does, so
 flags that are live there are first put away (lahf/seto form in ``flags_saved``) and fetched again by the next
-instruction that reads or merges them. Liveness is computed backwards over the block; everything is live at an exit.
+instruction that reads or merges them. Liveness is computed backwards over the block; everything is live at an exit,
+unless it leads to a known place of the page where a few instructions set the flags before a jump: the block depends on
+those, too.
 Where flags are dead at a fault, the arithmetic bits of the EFLAGS image pushed for it are whatever they happen to be
 (docs/decisions.md).
 
 Transfers. Within the page: direct jumps, linked when the target is first reached. Across pages and indirect: through
 the jump cache, a table of landing pads by the target's low bits; the pad checks that it is the right one. The jump
-cache is emptied whenever mappings change. Either way flags are in the host's or put away, whichever they are: there are
-two entries and two pads. The pad for flags in the host's compares by LEA and JRCXZ, which leave them alone.
+cache is emptied whenever mappings change. Flags are put away before these. Direct jumps leave them in the host's or put
+away, whichever they are: there are two entries.
 
 Interrupts. At backward and indirect transfers translated code reads through ``VCpu.poll``; a kick stores 0 there, and
 the read faults. The site that belongs to the faulting host instruction tells where the guest is.
@@ -58,6 +60,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     S2,
     Code,
     align_link,
+    away,
     e1,
     e4,
     fill_hole,
@@ -88,6 +91,7 @@ from cython.cimports.hostel.cpu.bt.flags import (
     emit_save_flags,
     inline_string,
     liveness,
+    looked_at,
 )
 from cython.cimports.hostel.cpu.bt.inline import gen_kernel, gen_string, gs_imm
 from cython.cimports.hostel.cpu.bt.insn import (
@@ -187,7 +191,7 @@ from cython.cimports.hostel.cpu.bt.translation import (
     FLAGS_MEM,
     MAX_FOLLOW,
     MAX_INSNS,
-    PAD_MEM,
+    MAX_LOOP,
     Address,
     Translation,
 )
@@ -220,8 +224,6 @@ from cython.cimports.hostel.cpu.bt.windows import ignores_stack, plan
 from cython.cimports.hostel.memory.ram import Slot
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
-
-_t = cython.declare(Translation)  # the block in the making; the cache's lock is held
 
 
 def memory_size(insn, info):
@@ -286,12 +288,12 @@ def gen_native(t, i):
     a: Address
     if not memory:
         before_op(t, i)
-        # r14 and r15 come to the host registers of the same name: the encoding need not change
-        if reads(info, reg, rm, vvvv, 14):
+        # r10 and r11 come to the host registers of the same name: the encoding need not change
+        if reads(info, reg, rm, vvvv, S1):
             t.in_s1 = -1
-            gs_load(e, 14, off.r[14])
-        if reads(info, reg, rm, vvvv, 15):
-            gs_load(e, 15, off.r[15])
+            gs_load(e, S1, off.r[S1])
+        if reads(info, reg, rm, vvvv, S2):
+            gs_load(e, S2, off.r[S2])
         if may_fault(insn, info):
             note_fault(t, insn, info)
         upper: cython.bint = not t.code64 and insn.prefixes & P_VEX and insn.opmap == 1 and insn.opcode == 0x77
@@ -301,11 +303,11 @@ def gen_native(t, i):
         if upper:
             vectors(e, False, 8)
         after_op(t, i)
-        if writes(info, reg, rm, vvvv, 14):
+        if writes(info, reg, rm, vvvv, S1):
             t.in_s1 = -1
-            gs_store(e, off.r[14], 14)
-        if writes(info, reg, rm, vvvv, 15):
-            gs_store(e, off.r[15], 15)
+            gs_store(e, off.r[S1], S1)
+        if writes(info, reg, rm, vvvv, S2):
+            gs_store(e, off.r[S2], S2)
         return
     operand_address(t, insn, cython.address(a))
     access: cython.int = ACCESS_READ if info.mem == M_READ else ACCESS_WRITE if info.mem == M_WRITE else ACCESS_RW
@@ -319,15 +321,15 @@ def gen_native(t, i):
         gs_load(e, 7, off.scratch + 8)
         after_op(t, i)
         return
-    # s1 holds the address; guest r14/r15 as other operands come to s2, a second one to a borrowed register
+    # s1 holds the address; guest r10/r11 as other operands come to s2, a second one to a borrowed register
     borrowed: cython.int = -1
     hreg: cython.int = reg
     hv: cython.int = vvvv
-    if info.reg_use and reg >= 14:
+    if info.reg_use and away(reg):
         hreg = S2
         if info.reg_use & U_R or (info.vvvv_use and reg == vvvv):
             gs_load(e, S2, off.r[reg])
-    if info.vvvv_use and vvvv >= 14:
+    if info.vvvv_use and away(vvvv):
         if hreg == S2 and reg == vvvv:
             hv = S2
         elif hreg == S2 and info.reg_use:
@@ -342,9 +344,9 @@ def gen_native(t, i):
         note_fault(t, insn, info)
     native(e, insn, info, hreg, S1, hv, True, disp)
     after_op(t, i)
-    if info.reg_use & U_W and reg >= 14:
+    if info.reg_use & U_W and away(reg):
         gs_store(e, off.r[reg], hreg)
-    if info.vvvv_use & U_W and vvvv >= 14 and not (reg == vvvv and hv == hreg):
+    if info.vvvv_use & U_W and away(vvvv) and not (reg == vvvv and hv == hreg):
         gs_store(e, off.r[vvvv], hv)
     if borrowed >= 0:
         gs_load(e, borrowed, off.scratch + 8)
@@ -354,15 +356,15 @@ def gen_lea(t, insn):
     e: cython.pointer(Code) = cython.address(t.e)
     a: Address
     operand_address(t, insn, cython.address(a))
-    if insn.reg < 14 and a.size >= 4 and insn.opsize <= a.size and a.base != REG_RIP and a.base < 16:
-        if a.base == 14 or a.index == 14:
+    if not away(insn.reg) and a.size >= 4 and insn.opsize <= a.size and a.base != REG_RIP and a.base < 16:
+        if a.base == S1 or a.index == S1:
             t.in_s1 = -1
         guest_reg(e, a.base)
         if a.index < 16:
             guest_reg(e, a.index)
         lea(e, insn.opsize, insn.reg, a.base, a.index, a.scale, a.disp)
         return
-    if insn.reg < 14 and a.base == REG_RIP and a.size == 8 and insn.opsize == 8:
+    if not away(insn.reg) and a.base == REG_RIP and a.size == 8 and insn.opsize == 8:
         guest_pc(t, insn.reg, a.rip + cython.cast(uint64_t, a.disp))
         return
     offset_to_s1(t, cython.address(a))
@@ -558,9 +560,7 @@ def generate(t, i):
         operand_address(t, insn, cython.address(a))
         a.kind = EA_XLAT
         check_access(t, i, cython.address(a), 1, ACCESS_READ)
-        e1(e, 0x41)  # mov al, [s1]
-        e1(e, 0x8A)
-        e1(e, 0x06)
+        op_mem(e, 0, 1, 0x8A, 0, S1, 0)
     elif kind == K_MOV_MOFFS:
         operand_address(t, insn, cython.address(a))
         a.base = REG_NONE
@@ -619,10 +619,11 @@ def ends_flow(insn):
 def follow(t, insn):
     """Whether the block goes on at a jump's target: in the page, and for a conditional one only at the block's start.
 
-    A loop that comes to the block's start is unrolled as often as all of it has room.
+    A loop that comes to the block's start is unrolled as often as all of it has room, a short one within the block too.
     """
     kind: cython.int = table[insn.op].kind
     target: uint64_t = insn.pc + insn.length + insn.imm
+    j: cython.int
     if not t.code64 or t.single or t.n > MAX_FOLLOW or (kind != K_JMP and kind != K_JCC):
         return False
     if target == t.first_pc:
@@ -630,7 +631,37 @@ def follow(t, insn):
             return False
         t.head = t.n
         return True
-    return kind == K_JMP and same_page(t, target)
+    if kind == K_JMP:
+        return same_page(t, target)
+    j = t.n - 1
+    while j >= 0 and j >= t.n - MAX_LOOP:
+        if t.insns[j].pc == target:
+            return 2 * t.n - j <= MAX_INSNS
+        j -= 1
+    return False
+
+
+def exits(t, page, one_page, low, high):
+    """What may be looked at of the flags where the block is left."""
+    last: cython.pointer(Insn) = cython.address(t.insns[t.n - 1])
+    kind: cython.int = table[last.op].kind
+    i: cython.int
+    for i in range(t.n):
+        insn: cython.pointer(Insn) = cython.address(t.insns[i])
+        if table[insn.op].kind == K_JCC:
+            t.exits[i] = F_ALL
+            if one_page:
+                t.exits[i] = cython.cast(
+                    uint16_t,
+                    looked_at(t, page, insn.pc + insn.length + (0 if t.follows[i] else insn.imm), low, high),
+                )
+    t.live[t.n] = F_ALL
+    if not one_page or t.next_crosses:
+        return
+    if kind == K_JMP or kind == K_CALL:
+        t.live[t.n] = cython.cast(uint16_t, looked_at(t, page, last.pc + last.length + last.imm, low, high))
+    elif not ends_flow(last):
+        t.live[t.n] = cython.cast(uint16_t, looked_at(t, page, t.next_pc, low, high))
 
 
 def may_leave(insn):
@@ -687,49 +718,26 @@ def protect(m, me, gpa):
             resume_world(m)
 
 
-def landing_pads(t, pc):
-    """PAD_MEM bytes: for flags that are put away, whether s1 is pc; the jump's place, to entry_mem."""
+def landing_pad(t, pc):
+    """Whoever comes through a jump cache: whether s1 is pc. Flags are put away; entry_mem follows."""
     e: cython.pointer(Code) = cython.address(t.e)
-    start: cython.pointer(uint8_t) = e.p
-    hole: cython.pointer(uint8_t)
+    align(e, 8)
+    short: cython.bint = not t.pic and fits32(pc)
+    if short:
+        nops(e, 3)  # what follows takes 13 bytes
+    t.m.blocks[t.block].pad = cython.cast(uint32_t, e.p - t.m.code)
     if t.pic:
         op_rr(e, 4, 0x1B7, S2, S1)  # movzx s2d, s1w
         gs_op_index(e, 0x3B, S1, S2, off.jump_pc)
-    elif fits32(pc):
+    elif short:
         op_ri(e, 8, 7, S1, cython.cast(cython.int, pc))
     else:
         mov_ri(e, S2, pc)
         op_rr(e, 8, 0x39, S2, S1)
     fill_hole(jcc_hole(e, CC_NE), t.m.miss)
-    hole = jmp_hole(e)
-    nops(e, PAD_MEM - cython.cast(cython.int, e.p - start))
-    return hole
-
-
-def landing_pad_host(t, pc):
-    """The same for flags in the host's, which stay what they are: by way of JRCXZ."""
-    e: cython.pointer(Code) = cython.address(t.e)
-    equal: cython.pointer(uint8_t)
-    mov_rr(e, S2, 1)
-    if t.pic:
-        op_rr(e, 4, 0x1B7, 1, S1)  # movzx ecx, s1w
-        gs_op_index(e, 0x8B, 1, 1, off.jump_pc)
-        op_rr(e, 8, 0xF7, 2, 1)  # not
-        lea(e, 8, 1, 1, S1, 0, 1)
-    elif fits32(0 - pc):
-        lea(e, 8, 1, S1, REG_NONE, 0, cython.cast(int64_t, 0 - pc))
-    else:
-        mov_ri(e, 1, 0 - pc)
-        lea(e, 8, 1, 1, S1, 0, 0)
-    e1(e, 0xE3)  # jrcxz
-    e1(e, 0)
-    equal = e.p
-    mov_rr(e, 1, S2)
-    jmp_to(e, t.m.miss_host)
-    (equal - 1)[0] = cython.cast(uint8_t, e.p - equal)
-    mov_rr(e, 1, S2)
     if t.pic:
         keep_page(t, pc)
+    align(e, 8)
 
 
 def keep_page(t, pc):
@@ -744,7 +752,7 @@ def translate(m, c, gpa, mode):
 
     Returns its number, or 0 with an exception pending when the bytes of its first instruction can't be fetched.
     """
-    t: cython.pointer(Translation) = cython.address(_t)
+    t: cython.pointer(Translation) = cython.cast(cython.pointer(Translation), m.translation)
     e: cython.pointer(Code) = cython.address(t.e)
     page: uint8_t[4096 + 16]
     length: cython.int = 0
@@ -820,6 +828,7 @@ def translate(m, c, gpa, mode):
         if ends_flow(insn) or at >= 4096 or gpa2 != 1 or (code == 2 and pc > 0xFFFF):
             break
     t.next_pc = pc
+    exits(t, page, gpa2 == 1, cython.address(low), cython.address(high))
     liveness(t)
     plan(t)
 
@@ -835,51 +844,31 @@ def translate(m, c, gpa, mode):
     b.insns = cython.cast(uint16_t, t.n)
     e.p = m.free
     b.start = cython.cast(uint32_t, e.p - m.code)
-    # the four entries, each at a multiple of 8 so that it can be redirected by one store
-    mem_first: cython.bint = False
+    # the three entries, each where it can be redirected by one store
+    mem_first: cython.bint = t.live[0] and clobbers_first(t)
     entered: cython.pointer(uint8_t) = cython.NULL
-    pad_mem: cython.pointer(uint8_t)
-    arrived: cython.pointer(uint8_t) = cython.NULL
-    to_entry: cython.pointer(uint8_t) = cython.NULL
-    if t.live[0]:
-        mem_first = clobbers_first(t)
-    if t.live[0] and not mem_first:
+    if mem_first:
         align(e, 8)
-        b.entry_mem = cython.cast(uint32_t, e.p - m.code)
-        emit_restore_flags(e)
-        entered = jmp_hole(e)
-    if t.pic:
-        arrived = e.p
-        keep_page(t, b.pc)
-        to_entry = jmp_hole(e)
-    align(e, 8)
-    pad_mem = landing_pads(t, b.pc)
-    b.pad = cython.cast(uint32_t, e.p - m.code)
-    landing_pad_host(t, b.pc)
-    align(e, 8)
-    if t.live[0] and not mem_first:
-        b.entry_host = cython.cast(uint32_t, e.p - m.code)
-        fill_hole(entered, e.p)
-        t.flags = FLAGS_HOST
-    elif mem_first:
         b.entry_host = cython.cast(uint32_t, e.p - m.code)
         emit_save_flags(e)
-        align(e, 8)
-        b.entry_mem = cython.cast(uint32_t, e.p - m.code)
+        entered = jmp_hole(e)
+    landing_pad(t, b.pc)
+    b.entry_mem = cython.cast(uint32_t, e.p - m.code)
+    if mem_first:
+        fill_hole(entered, e.p)
         t.flags = FLAGS_MEM
     else:
-        b.entry_mem = cython.cast(uint32_t, e.p - m.code)
-        e1(e, 0x0F)  # one nop of 8 bytes: the entries must differ
-        e1(e, 0x1F)
-        e1(e, 0x84)
-        e1(e, 0)
-        e4(e, 0)
+        if t.live[0]:
+            emit_restore_flags(e)
+            align(e, 8)
+        else:
+            e1(e, 0x0F)  # one nop of 8 bytes: the entries must differ
+            e1(e, 0x1F)
+            e1(e, 0x84)
+            e1(e, 0)
+            e4(e, 0)
         b.entry_host = cython.cast(uint32_t, e.p - m.code)
         t.flags = FLAGS_HOST
-    if t.pic:
-        fill_hole(pad_mem, arrived)
-        pad_mem = to_entry
-    fill_hole(pad_mem, m.code + b.entry_mem)
     i: cython.int = 0
     while i < t.n and not t.done:
         t.starts[i] = cython.cast(uint32_t, e.p - m.code)
@@ -912,15 +901,3 @@ def translate(m, c, gpa, mode):
     m.total_insns += t.n
     enlist(m, t.block)
     return t.block
-
-
-def last_block() -> dict:
-    """The block that was translated last in this process, for tools/showblock: where its parts lie in the code memory,
-    and (pc, bytes, where) of each instruction."""
-    t: cython.pointer(Translation) = cython.address(_t)
-    b: cython.pointer(Block) = cython.address(t.m.blocks[t.block])
-    return {
-        "insns": [(t.insns[i].pc, t.insns[i].length, t.starts[i]) for i in range(t.n)],
-        "start": b.start, "pad": b.pad, "entry_host": b.entry_host, "entry_mem": b.entry_mem, "end": b.end,
-        "cold": b.cold, "cold_host": b.cold_host, "cold_mem": b.cold_mem, "cold_end": t.m.cold_free - t.m.code,
-    }  # fmt: skip

@@ -5,12 +5,13 @@ from hostel.cpu.bt.insn cimport Insn, OpInfo
 from hostel.cpu.bt.vcpu cimport VCpu
 
 cdef enum:
-    CHECK_LENGTH = 45            # bytes of address.check_access's look-up, from where it may be repeated to behind it
     SECOND_ROOM = 64             # bytes that the second TLB's look-up is sure to leave of the page
     MAX_INSNS = 48               # guest instructions a block
     MAX_COLD = 256               # pieces of cold code: up to four an instruction, and the windows'
     MAX_FOLLOW = 32              # no jump is followed behind so many instructions
-    PAD_MEM = 24                 # so many bytes before a landing pad is the one for flags that were put away
+    MAX_LOOP = 12                # instructions of a loop that is unrolled where it isn't the block's start
+    AHEAD = 6                    # so many instructions behind an exit are looked at for what they do to the flags
+    AHEAD_SPAN = 1024            # bytes that a block and what it has looked at may lie apart
     FLAGS_HOST = 0               # the guest's arithmetic flags are in the host's
     FLAGS_MEM = 1                # in VCpu.flags_saved (or dead)
     EA_PLAIN = 0
@@ -116,7 +117,7 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t second_va
     uint32_t second_access[2]    # second_read, second_write
     uint32_t second_page
-    uint32_t resume
+    uint32_t behind, code_run
     uint32_t second_pc
     uint32_t second_key
     uint32_t second_host
@@ -148,6 +149,7 @@ cdef struct Translation:         # one block in the making
     Insn insns[MAX_INSNS]
     uint32_t starts[MAX_INSNS]   # where the translation of each begins, in the code memory
     uint16_t live[MAX_INSNS + 1] # flags live before each instruction
+    uint16_t exits[MAX_INSNS]    # flags that may be looked at where this conditional branch leaves the block
     bint follows[MAX_INSNS]      # the block goes on at the target of this jump, taken
     uint64_t next_pc             # what comes behind the last instruction
     int head                     # where it last came to its own start

@@ -16,6 +16,8 @@ cdef enum:                    # TLB tables: what may be touched depends on who a
     TLB_KERNEL = 1            # CPL < 3, supervisor pages only (SMAP on, AC = 0)
     TLB_KERNEL_AC = 2         # CPL < 3, all pages (SMAP off, or AC = 1)
     TLB_COUNT = 3
+    SPACES = 8                # PCIDs whose jump caches are kept while another is current; Linux uses 6 on a processor
+    SPACE_SIZE = 16384        # targets kept of each
 
 cdef enum:                    # kinds of access
     ACCESS_READ = 0
@@ -94,6 +96,16 @@ cdef struct Segment:
 cdef struct Table:            # GDTR, IDTR
     uint64_t base
     uint16_t limit
+
+cdef struct Space:               # user mode's jump cache of an address space that isn't current
+    uint32_t pcid
+    uint32_t generation          # valid while it is the vCPU's space_generation
+    uint32_t mode
+    int32_t count
+    uint64_t kept                # when, in switches: the oldest makes room
+    uint64_t pages[32]           # the lower half of jump_pages
+    uint64_t pc[SPACE_SIZE]
+    uint64_t host[SPACE_SIZE]
 
 # All of one virtual CPU that compiled code touches; host GS points here while guest code runs.
 # Rules: outside translated code everything architectural is here and exact. r[] holds the registers in
@@ -222,7 +234,8 @@ cdef struct VCpu:
     uint64_t second_read[SECOND_SIZE]
     uint64_t second_write[SECOND_SIZE]
     uint64_t second_page[SECOND_SIZE]
-    uint64_t resume                          # where translated code goes on when it found its page there
+    uint32_t* behind                         # where translated code goes on when it found its page there: Cache.behind
+    uint64_t code_run                        # what that counts from: Cache.run
     # -- behind the jump cache, for targets that share an entry there: valid while mode and jump_generation are those of
     # the key
     uint64_t second_pc[JUMP_SECOND]
@@ -230,6 +243,9 @@ cdef struct VCpu:
     uint64_t second_host[JUMP_SECOND]
     uint16_t second_local[JUMP_SECOND]       # entries whose targets aren't global: a flush that keeps those empties them
     int32_t second_local_count
+    Space spaces[SPACES]
+    uint32_t space_generation
+    uint64_t n_switches, n_spaces_found
     # -- what SYSCALL and SYSRET load into CS and SS (limit, selector, attributes as one word), for which STAR
     uint64_t fast_star[2]
     uint64_t fast_cs[2]

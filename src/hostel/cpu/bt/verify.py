@@ -23,6 +23,7 @@ found, then every instruction and every way between them is held against them: t
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,8 +33,8 @@ from hostel.cpu.bt.table import C
 
 M32, M64 = (1 << 32) - 1, (1 << 64) - 1
 RAX, RCX, RDX, RSI, RDI = 0, 1, 2, 6, 7
-S1, S2 = 14, 15
-GUEST = range(14)              # host registers that are the guest's own
+S1, S2 = 10, 11
+GUEST = set(range(16)) - {S1, S2}  # host registers that are the guest's own
 PAGE = 4096
 SECOND_ROOM = 64               # what the second TLB's look-up leaves of the page (stubs.second_tlb)
 MAX_VISITS = 64                # of a place; a few are usual
@@ -43,8 +44,8 @@ READ, WRITE = 1, 2
 
 # Fields of VCpu that translated code may touch, by their names in translation.Offsets: bytes of each, and how.
 FIELDS = {
-    "r": (8, READ | WRITE), "flags_saved": (8, READ | WRITE), "site": (4, WRITE), "target": (8, READ | WRITE),
-    "resume": (8, WRITE), "scratch": (64, READ | WRITE), "window": (64, READ | WRITE), "poll": (8, READ),
+    "r": (8, READ | WRITE), "flags_saved": (8, READ | WRITE), "target": (8, READ | WRITE),
+    "scratch": (64, READ | WRITE), "window": (64, READ | WRITE), "poll": (8, READ),
     "seg_base": (16, READ | WRITE),            # base; limit, selector and attributes in the next 8 bytes
     "selector": (2, READ), "ymm": (512, READ | WRITE), "tsc_offset": (8, READ), "tsc_aux": (4, READ),
     "eflags": (8, READ | WRITE), "mode": (4, READ | WRITE), "cpl": (1, READ | WRITE), "irq_wait": (4, READ),
@@ -55,7 +56,7 @@ FIELDS = {
     "n_insns": (8, READ | WRITE), "count_spill": (8, READ | WRITE), "pc_page": (8, READ | WRITE),
 }  # fmt: skip
 
-STUBS = ("leave_mem", "leave_host", "miss", "miss_host", "look_up", "look_up_host")
+STUBS = ("leave_mem", "leave_host", "miss", "look_up")
 
 Value = tuple[Any, int]        # (core, constant)
 
@@ -84,9 +85,7 @@ class Layout:
                 self.tables.append((start, start + 8 * sizes[entries], name, number))
         self.tables.append((offsets["jump_pc"], offsets["jump_pc"] + 8 * sizes["jump"], "jump_pc", 0))
         self.tlb_mask = sizes["tlb"] - 1
-        self.check_length = sizes["check"]
-        self.pads = (0, -sizes["pad"] & M64)     # from what a jump cache holds to where it may be entered
-        self.site, self.resume, self.poll = offsets["site"], offsets["resume"], offsets["poll"]
+        self.poll = offsets["poll"]
         self.stubs = {stubs[name]: name for name in STUBS}
         self.second = {place: number for number, place in enumerate(stubs["second_tlb"])}
 
@@ -100,7 +99,7 @@ class Block:
         self.table: int = told["table"]
         self.hot: tuple[int, bytes] = (told["start"], told["code"])
         self.cold: tuple[int, bytes] = (told["cold"], told["cold_code"])
-        entries = ("pad", "pad_mem", "entry_host", "entry_mem", "cold_host", "cold_mem")
+        entries = ("pad", "entry_host", "entry_mem", "cold_host", "cold_mem")
         self.entries: list[int] = [told[name] for name in entries]
         self.sites: dict[int, dict[str, int]] = told["sites"]
 
@@ -242,12 +241,10 @@ class Verifier:
         for site in self.block.sites.values():
             if site["kind"] == SK_SYS and site["host"]:
                 roots.add(site["host"])
-        resumed = [s["host"] for s in self.block.sites.values() if s["kind"] == SK_MEM]
+        resumed = {s["host"] for s in self.block.sites.values() if s["kind"] == SK_MEM}
+        resumed |= {s["host"] + s["check"] for s in self.block.sites.values() if s["kind"] == SK_MEM}
         for place in (*roots, *resumed):
             self._walk(place)
-        # behind a check only where there is one: MODE_DEBUG has nothing in between
-        for place in resumed:
-            self._walk(place + self.layout.check_length)
         self._no_overlap()
         self._check_holes()
         for place in roots:
@@ -387,7 +384,7 @@ class Verifier:
                 raise self.fail(f"register {r} goes out with an address of the host's in it")
 
     def _site(self, s: State) -> dict[str, int]:
-        core, number = s.memory.get(self.layout.site, (("unknown",), 0))
+        core, number = s.registers[S2]
         if core is not None or number not in self.block.sites:
             raise self.fail("leaves at no site of this block")
         return self.block.sites[number]
@@ -410,7 +407,7 @@ class Verifier:
         found.flags = None
         found.registers[S1] = (("host", writable, size, paged, (self.at, "given")), 0)
         found.registers[S2] = unknown(self.at, "monitor")
-        self._enter(site["host"] + self.layout.check_length, found, (self.at, paged, size))
+        self._enter(site["host"] + site["check"], found, (self.at, paged, size))
 
     def _second(self, target: int, s: State) -> None:
         """To the look-up in the second TLB, which goes on behind the check."""
@@ -420,8 +417,7 @@ class Verifier:
         site = self._site(s)
         if site["kind"] != SK_MEM:
             raise self.fail("a look-up for a site that isn't one of memory")
-        behind = site["host"] + self.layout.check_length
-        if s.memory.get(self.layout.resume) != (("code",), behind):
+        if site["behind"] != site["host"] + site["check"]:
             raise self.fail("goes on elsewhere than behind the site's check")
         size = SECOND_ROOM
         if s.registers[S1][0] is None:
@@ -436,7 +432,7 @@ class Verifier:
         self._no_secrets(s)
         if i["mod"] == 3:
             core, k = s.registers[i["rm"]]
-            if core is None or core[0] != "jump_cache" or k not in self.layout.pads:
+            if core is None or core[0] != "jump_cache" or k:
                 raise self.fail("an indirect jump that isn't through a jump cache")
             return
         if i["seg"] != C["GS"]:
@@ -601,8 +597,10 @@ class Verifier:
         _, writable, table, index = tag
         if page[0][1] != table or page[0][2] != index or table != self.block.table:
             return None
-        expected = (("and", (("shr", _low(address), 12), 0), self.layout.tlb_mask), 0)
-        if index != expected:
+        expected: list[Value] = [(("and", (("shr", _low(address), 12), 0), self.layout.tlb_mask), 0)]
+        if address[0] is None:  # the entry may be told by its place
+            expected.append((None, address[1] >> 12 & self.layout.tlb_mask))
+        if index not in expected:
             return None
         room = 0
         for fact in s.facts:
@@ -615,7 +613,13 @@ class Verifier:
     def _known(self, i: dict[str, Any], s: State) -> bool:
         """Instructions whose result has an expression; False: any other."""
         if i["opmap"] == 1 and i["opcode"] == 0xB7 and i["mod"] == 3 and i["opsize"] == 4:  # movzx r32, r16
-            s.registers[i["reg"]] = (("and", _low(s.registers[i["rm"]]), 0xFFFF), 0)
+            v = s.registers[i["rm"]]
+            if v[0] is not None and v[0][0] == "ror" and v[0][2] <= 16 and not v[1]:  # they didn't go round
+                v = (("shr", v[0][1], v[0][2]), 0)
+            s.registers[i["reg"]] = (("and", _low(v), 0xFFFF), 0)
+            return True
+        if i["op"] == RORX and i["mod"] == 3 and i["opsize"] == 4:
+            s.registers[i["reg"]] = (("ror", _low(s.registers[i["rm"]]), i["imm"] & 31), 0)
             return True
         if i["opmap"] or i["prefixes"] & (C["P_VEX"] | C["P_LOCK"]) or i["opsize"] < 4 or i["row"]["kind"] == C["K_BT"]:
             return False
@@ -709,14 +713,15 @@ class Verifier:
         if not (i["prefixes"] & C["P_SEG"] and i["seg"] == C["GS"]):
             return False
         offset = self._displacement(i)
-        if op == 0xC7 and offset == self.layout.site and i["opsize"] == 4 and i["index"] == C["REG_NONE"]:
-            s.memory[offset] = (None, i["imm"] & M32)
-            return True
         if i["opsize"] != 8 or op not in (0x8B, 0x89, 0x33, 0x03):
             return False
         if i["index"] != C["REG_NONE"] or any(low <= offset < high for low, high, _, _ in self.layout.tables):
             name, number = self._table(i, s)
-            index = s.registers[i["index"]] if i["index"] != C["REG_NONE"] else (None, offset)
+            index = s.registers[i["index"]] if i["index"] != C["REG_NONE"] else (None, 0)
+            first = next(low for low, _, n, k in self.layout.tables if (n, k) == (name, number))
+            if (offset - first) % 8:
+                raise self.fail("a piece of an entry")
+            index = (index[0], (index[1] + (offset - first) // 8) & M64)
             v: Value = ((name, number, index), 0)
             if name in ("tag_r", "tag_w"):
                 v = (("tag", name == "tag_w", number, index), 0)
@@ -807,20 +812,25 @@ def _one_page(v: Value) -> frozenset:
     core = v[0]
     if core is None or core[0] != "and" or core[2] != PAGE or core[1][0] is None or core[1][0][0] != "xor":
         return frozenset()
-    ends = []
-    for end in core[1][0][1:]:
-        full = end[0][1] if end[0] is not None and end[0][0] == "low" and end[1] == 0 else end
-        ends.append(full)
-    a, b = ends
-    if a[0] != b[0] or a[0] is None:
-        return frozenset()
-    if (b[1] - a[1]) & M64 >= PAGE:
-        a, b = b, a
-    span = (b[1] - a[1]) & M64
-    return frozenset([("one page", a, span + 1)]) if span < PAGE else frozenset()
+    facts = set()
+    for a, b in itertools.product(*map(_forms, core[1][0][1:])):
+        if a[0] != b[0] or a[0] is None:
+            continue
+        if (b[1] - a[1]) & M64 >= PAGE:
+            a, b = b, a
+        span = (b[1] - a[1]) & M64
+        if span < PAGE:
+            facts.add(("one page", a, span + 1))
+    return frozenset(facts)
+
+
+def _forms(v: Value) -> list[Value]:
+    """The value, and what it is the lower half of: bit 12 is the same."""
+    return [v, v[0][1]] if v[0] is not None and v[0][0] == "low" and v[1] == 0 else [v]
 
 
 ROWS: list[dict[str, Any]] = decode.rows()
+RORX = next(n for n, row in enumerate(ROWS) if row["name"] == "rorx")
 
 
 def verify(layout: Layout, told: dict[str, Any], links: Callable[[int], bool] = lambda offset: False) -> None:

@@ -19,6 +19,7 @@ taken between blocks), but for a page that another vCPU's translation has just m
 import cython
 from cython.cimports.hostel.cpu.bt.address import operand_address, stack_address
 from cython.cimports.hostel.cpu.bt.decode import table
+from cython.cimports.hostel.cpu.bt.emit import S1, away
 from cython.cimports.hostel.cpu.bt.insn import (
     FS,
     GS,
@@ -475,13 +476,13 @@ def disturbed(t, number):
                 return True
         k = info.kind
         if k == K_NATIVE:
-            if insn.mod == 3 and (insn.reg == 14 or insn.rm == 14 or insn.vvvv == 14):
+            if insn.mod == 3 and (insn.reg == S1 or insn.rm == S1 or insn.vvvv == S1):
                 here = False
         elif k == K_LEA:
-            if insn.base >= 14 or insn.index == 14 or insn.reg >= 14:
+            if insn.base >= 16 or away(insn.base) or insn.index == S1 or away(insn.reg):
                 here = False
         elif k == K_POP:
-            if insn.rm >= 14:
+            if away(insn.rm):
                 here = False
         elif k == K_JCC or k == K_JMP:
             if not t.follows[i] or k == K_JMP:

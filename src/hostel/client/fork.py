@@ -1,0 +1,167 @@
+"""Copies of a running VM, each of which goes on as a VM of its own (vm/fork)."""
+
+import contextlib
+import functools
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from hostel.base import atomic, paths
+from hostel.base.errors import MachineError, UsageError
+from hostel.client.connection import Connection
+from hostel.client.snapshots import CURRENT, at_work, go_over, open_tops, spec_for
+from hostel.spec.vm import VmSpec, check_name
+from hostel.vm import launch, layers, store
+from hostel.vm.control import listen
+from hostel.vm.nics import Wire, open_alike
+from hostel.vm.vsock import open_vsock
+
+MOST = 1000
+
+
+class Made(NamedTuple):
+    """Copies, what holds them, and how long the VM stood still."""
+
+    folders: list[store.Folder]
+    leash: launch.Leash | None
+    pause_ns: int
+
+
+def names(vm: str, count: int, pattern: str | None) -> list[str]:
+    """The children's: ``pattern`` with a number for %d, or behind it where there are several and none is."""
+    if not 1 <= count <= MOST:
+        raise UsageError(f"a VM is forked into 1 to {MOST} copies, not {count}")
+    if pattern is not None and count == 1 and "%d" not in pattern:
+        return [check_name(pattern)]
+    pattern = pattern or f"{vm}-%d"
+    if "%d" not in pattern:
+        pattern += "-%d"
+    taken = set(os.listdir(paths.vms()))
+    found: list[str] = []
+    number = 0
+    while len(found) < count:
+        number += 1
+        name = check_name(pattern.replace("%d", str(number)))
+        if name not in taken:
+            found.append(name)
+    return found
+
+
+def fork(
+    folder: store.Folder, names: Callable[[], Sequence[str | None]], ports: Sequence[str] = (), held: bool = False,
+    remove: bool = False, run: bool = False,
+) -> Made:
+    """Make them, of these ``names`` (None: one that is made up), all or none: on one leash if they are to be ``held``,
+    to be removed (``remove``) when they end; they ``run`` though the VM itself stands still."""
+    with at_work(folder.name), contextlib.ExitStack() as undo, contextlib.ExitStack() as opened:
+        spec = folder.spec()
+        for nic in spec.nics:
+            if nic.network.startswith(("tap:", "bridge:")):
+                raise MachineError(f"'{folder.name}' can't be forked: its card on {nic.network} is one VM's")
+        if not folder.owned():
+            raise MachineError(f"'{folder.name}' is not running")
+        frozen = layers.tops(spec)
+        made = []
+        specs = [spec_for(spec, name or store.new_name(), ports) for name in names()]
+        for child in specs:
+            child.remove = remove
+        leash, end = launch.make_leash() if held else (None, -1)
+        if held:
+            undo.callback(os.close, end)
+        wires = open_alike(specs) if spec.nics else [[] for _ in specs]
+        for wire in itertools.chain(*wires):
+            undo.callback(wire.close)
+        with Connection(folder.path) as connection:
+            for child, cards in zip(specs, wires, strict=True):
+                if frozen:
+                    layers.link(frozen, layers.folder(folder.name), layers.folder(child.name))
+                    undo.callback(_drop_layers, child.name)
+                tops = layers.put_tops(child.name, frozen) if frozen else {}
+                child = layers.on_tops(child, tops)
+                locks: list[int] = []
+                copy = store.create(child, functools.partial(_fill, folder.path, locks, opened), unborn=True)
+                undo.callback(_undo, copy)
+                made.append(copy)
+                fds, params = _hand(copy, child, locks[0], cards, tops, end, opened)
+                connection.call("hand", fds=fds, **params)
+                opened.pop_all().close()
+            with go_over(folder, spec, frozen) as tops:
+                fds, deltas = open_tops(spec, tops, opened)
+                pause = connection.call("fork", fds=fds, disks=deltas, run=run)["pause_ns"]
+        for copy in made:
+            if not _is_born(copy):
+                raise MachineError(f"'{copy.name}' didn't come to life; the host may have too many processes")
+        undo.pop_all()
+        if held:
+            os.close(end)
+        return Made(made, leash, pause)
+
+
+def _is_born(copy: store.Folder) -> bool:
+    """Once it has said so, or can't any more."""
+    while copy.is_unborn():
+        if not copy.owned():
+            return False
+        time.sleep(0.001)
+    return copy.owned()
+
+
+def _undo(copy: store.Folder) -> None:
+    if _is_born(copy):
+        launch.kill(copy)
+    copy.delete()
+
+
+def _fill(parent: Path, locks: list[int], opened: contextlib.ExitStack, new: Path, path: Path) -> None:
+    """The files of a child's folder: logs, and what snapshot it stands on; and the lock, which goes to ``locks``."""
+    locks[:] = [store.Folder(new).take()]
+    opened.callback(os.close, locks[0])
+    for name in ("console.log", "console.log.1", "worker.log", "worker.log.1"):
+        (new / name).touch(0o600)
+    try:
+        (new / CURRENT).write_bytes((parent / CURRENT).read_bytes())
+    except FileNotFoundError:
+        pass
+
+
+def _hand(
+    copy: store.Folder, spec: VmSpec, lock: int, wires: Sequence[Wire], tops: dict[int, Path], leash: int,
+    opened: contextlib.ExitStack
+) -> tuple[list[int], dict[str, Any]]:
+    """What the child gets: descriptors, and the rest of ``rpc.Hand``."""
+    fds = [lock]
+    for name, flags in (
+        ("state.json", os.O_RDWR), ("console.log", os.O_RDWR | os.O_APPEND), ("console.log.1", os.O_RDWR),
+        ("worker.log", os.O_RDWR | os.O_APPEND), ("worker.log.1", os.O_RDWR),
+    ):  # fmt: skip
+        fds.append(os.open(copy.path / name, flags | os.O_CLOEXEC))
+        opened.callback(os.close, fds[-1])
+    place = os.open(copy.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened.callback(os.close, place)
+    control = listen(place, "control.sock")
+    opened.callback(control.close)
+    fds.append(control.fileno())
+    if leash >= 0:
+        fds.append(leash)
+    for wire in wires:
+        opened.callback(wire.close)
+        fds += wire.fds
+    counts = [len(wire.fds) for wire in wires]
+    if spec.vsock:
+        ends = open_vsock(spec)[0]
+        opened.callback(ends.release)
+        fds += [ends.listener.fileno(), ends.broker.fd]
+    disk_fds, deltas = open_tops(spec, tops, opened)
+    return fds + disk_fds, {
+        "spec": msgspec.to_builtins(spec), "leash": leash >= 0, "nics": counts, "vsock": bool(spec.vsock),
+        "disks": deltas,
+    }  # fmt: skip
+
+
+def _drop_layers(vm: str) -> None:
+    atomic.remove_folder(layers.folder(vm))

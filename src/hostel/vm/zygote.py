@@ -1,0 +1,448 @@
+"""A process from which workers are forked: it has imported all that they need, so that a VM starts at once.
+
+It listens at ``$HOSTEL_HOME/zygote/KEY.sock``. vm/launch sends a request there, with the descriptors that a worker is
+started with, and gets a descriptor of the forked process (pidfd). Where there is no zygote, or it fails in any way, the
+worker is started as a program, which takes longer, and a zygote for the next one after it. ``HOSTEL_ZYGOTE_SECONDS`` is
+how long one lives after its last use; with 0 there are none.
+
+A worker must be the same however it was started:
+
+- **The code is what is on the disk.** At each request the zygote looks whether a file that it has imported has changed;
+  then it ends.
+- **The place is the asker's** (``place``): user, groups, capabilities, namespaces, root, cgroups, limits, processors,
+  LSM profile, ignored signals, and what of the environment has a say when Python starts. A zygote serves one place, the
+  one that it was started in; ``KEY`` is the place's checksum. The asker's is read from the kernel, not from its words:
+  nobody who has been confined gets a worker that isn't.
+- **It owns nothing**: no threads, and no descriptors but its socket, those of who asks, and three of /dev/null. What is
+  asked is read by the child that is to do it: nothing of a VM's gets into another's worker.
+
+Workers of one zygote share the layout of their address space and Python's hash seed.
+
+A request and the answers to it are one packet each (SOCK_SEQPACKET): the request in JSON with log, ready pipe and, for
+a held VM, leash; then the child's ``{"pid": ...}`` with its pidfd, or ``{"refused": why}``; ``go`` from the asker,
+without which the child ends; and ``{"status": ...}`` when it has ended, if the asker is still there.
+"""
+
+import binascii
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+
+from hostel._version import __version__
+from hostel.base import paths
+
+SECONDS = 600.0
+_WAIT = 2.0             # for an answer of a zygote; it takes some milliseconds
+_LOOK = 20.0            # seconds between looks whether the socket is still there
+_REQUEST_MAX = 1 << 16
+_MAX_ASKERS = 128
+# What Python reads when it starts, of what a worker gets.
+_PYTHONS = ("PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL")
+# In /proc/PID/status: what a child inherits, or it changes what that may do.
+_STATUS = (
+    "Umask", "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
+    "SigIgn", "SigBlk", "Cpus_allowed", "Mems_allowed",
+)  # fmt: skip
+_PYTHON_IGNORES = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
+# Nobody's child: who starts it needn't wait for it. Before anything of ours is imported.
+_ORPHAN = "import os, sys\nif os.fork() == 0: os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
+_TITLE_ROOM = 512       # bytes of /proc/PID/cmdline
+
+
+def seconds() -> float:
+    """How long a zygote lives after its last use; 0: there is to be none."""
+    try:
+        return max(0.0, float(os.environ.get("HOSTEL_ZYGOTE_SECONDS", SECONDS)))
+    except ValueError:
+        return SECONDS
+
+
+def place(pid: int | str = "self") -> str:
+    """What processes that ``pid`` starts inherit from it. ``OSError`` where that can't be seen."""
+    process = f"/proc/{pid}"
+    lines = []
+    with open(f"{process}/status") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name == "SigIgn":
+                value = f"{int(value, 16) & ~_PYTHON_IGNORES:x}"
+            if name in _STATUS:
+                lines.append(f"{name} {value.strip()}")
+    for name in ("cgroup", "limits", "oom_score_adj"):
+        with open(f"{process}/{name}") as file:
+            lines.append(file.read())
+    with contextlib.suppress(OSError), open(f"{process}/attr/current") as file:
+        lines.append(file.read())
+    with open(f"{process}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+        lines.append(f"nice {fields[16]} policy {fields[38]}")
+    lines += [os.readlink(f"{process}/ns/{name}") for name in _NAMESPACES if os.path.lexists(f"{process}/ns/{name}")]
+    lines.append(os.readlink(f"{process}/root"))
+    return "\n".join(lines)
+
+
+def key(here: str) -> str:
+    """Of the zygote for ``place`` ``here``, this hostel and this Python."""
+    python = (sys.executable, sys.version, os.path.dirname(__file__), *(os.environ.get(name) for name in _PYTHONS))
+    return f"{__version__}-{binascii.crc32(repr((here, python)).encode()):08x}"
+
+
+def folder() -> Path:
+    return paths.home() / "zygote"
+
+
+class Forked:
+    """A worker that a zygote has forked: to vm/launch what subprocess.Popen is."""
+
+    def __init__(self, sock: socket.socket, pid: int, pidfd: int):
+        self._sock = sock
+        self._pidfd = pidfd
+        self.pid = pid
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def wait(self) -> int | None:
+        """Its exit status, negative for a signal; None where its zygote has gone and nobody knows."""
+        select.select([self._pidfd], [], [])
+        self._sock.settimeout(_WAIT)
+        try:
+            return int(json.loads(self._sock.recv(_REQUEST_MAX))["status"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def close(self) -> None:
+        self._sock.close()
+        os.close(self._pidfd)
+
+
+def ask(argv: list[str], environment: dict[str, str], log: int, fds: dict[str, int]) -> Forked | None:
+    """Have a worker forked with ``argv`` and ``environment``, which writes to ``log``, and to which ``fds`` are given
+    as the variables of those names; None where no zygote does it."""
+    with contextlib.ExitStack() as undo:
+        try:
+            sock = _connect(folder(), f"{key(place())}.sock")
+            if sock is None:
+                return None
+            undo.callback(sock.close)
+            if _peer(sock)[1] != os.geteuid():
+                return None
+            request = json.dumps({"argv": argv, "environment": environment, "fds": [*fds]})
+            socket.send_fds(sock, [request.encode()], [log, *fds.values()])
+            data, received, _, _ = socket.recv_fds(sock, _REQUEST_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+            for fd in received:
+                undo.callback(os.close, fd)
+            if not received:
+                return None
+            pid = int(json.loads(data)["pid"])
+            sock.send(b"go")
+            sock.settimeout(None)
+        except (OSError, ValueError, KeyError):
+            return None
+        undo.pop_all()
+    return Forked(sock, pid, received[0])
+
+
+def start() -> None:
+    """Start a zygote for this place in the background, if there is none."""
+    if not seconds():
+        return
+    import subprocess
+
+    names = (*_PYTHONS, "HOME", "PATH", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "HOSTEL_HOME", "HOSTEL_ZYGOTE_SECONDS")
+    # Its last argument is room for the names of its children.
+    command = [sys.executable, "-P", "-m", "hostel.vm.zygote", str(folder()), "-" * _TITLE_ROOM]
+    with contextlib.suppress(OSError):
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _ORPHAN, *command], cwd="/",
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in names if name in os.environ},
+        )
+
+
+def _connect(where: Path, name: str) -> socket.socket | None:
+    """To the zygote that listens at ``name`` in the folder; None where there is none."""
+    try:
+        fd = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(_WAIT)
+    try:
+        sock.connect(f"/proc/self/fd/{fd}/{name}")  # an address holds 107 bytes only
+    except OSError:
+        sock.close()
+        return None
+    finally:
+        os.close(fd)
+    return sock
+
+
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    """Process and user."""
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
+# -- the zygote's side
+
+
+class Zygote:
+    """Forks workers for those who ask at ``where``/``name`` from ``here``."""
+
+    def __init__(self, where: Path, name: str, here: str, policy: int, files: dict[str, tuple[int, ...]]):
+        self._path = where / name
+        self._here = here
+        self._policy = policy  # of scheduling
+        self._files = files
+        self._askers: dict[int, socket.socket] = {}   # by descriptor
+        self._children: dict[int, socket.socket] = {}  # by process: who waits for it
+        self._poll = select.poll()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        where.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        old = os.umask(0o177)  # the socket is born with mode 0600
+        new = f".{os.getpid()}.sock"
+        try:
+            self._listener.bind(f"/proc/self/fd/{fd}/{new}")
+            self._listener.listen(64)
+            self._own = (where / new).stat().st_ino
+            os.rename(where / new, self._path)
+        finally:
+            os.umask(old)
+            os.close(fd)
+
+    def run(self, idle: float) -> None:
+        """Until it hasn't been used for ``idle`` seconds, its files have changed, or its socket is another's."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._woken)
+        self._poll.register(self._wake, select.POLLIN)
+        self._poll.register(self._listener, select.POLLIN)
+        used = time.monotonic()
+        try:
+            while (left := used + idle - time.monotonic()) > 0 and self._is_there():
+                for fd, events in self._poll.poll(min(left, _LOOK) * 1000):
+                    if fd == self._wake:
+                        self._reap()
+                    elif fd == self._listener.fileno():
+                        self._accept()
+                    elif fd in self._askers:
+                        if events & ~select.POLLIN:
+                            self._dismiss(self._askers[fd])
+                        elif not self._serve(self._askers[fd]):
+                            return
+                        used = time.monotonic()
+        finally:
+            if self._is_there():
+                self._path.unlink()
+
+    def _is_there(self) -> bool:
+        try:
+            return self._path.stat().st_ino == self._own
+        except OSError:
+            return False
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        if len(self._askers) == _MAX_ASKERS or _peer(sock)[1] != os.geteuid():
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._askers[sock.fileno()] = sock
+        self._poll.register(sock, select.POLLIN)
+
+    def _serve(self, sock: socket.socket) -> bool:
+        """False: nobody is to be served any more."""
+        if _changed(self._files):
+            _tell(sock, {"refused": "files have changed"})
+            return False
+        try:
+            pid = os.fork()
+        except OSError as e:
+            _tell(sock, {"refused": e.strerror})
+            self._dismiss(sock)
+            return True
+        if pid == 0:
+            self._be_worker(sock)
+        self._poll.modify(sock, 0)  # what comes by it is the child's to read; here it is heard when its end closes
+        self._children[pid] = sock
+        return True
+
+    def _dismiss(self, sock: socket.socket) -> None:
+        self._poll.unregister(sock)
+        del self._askers[sock.fileno()]
+        for pid in [pid for pid, asker in self._children.items() if asker is sock]:
+            del self._children[pid]
+        sock.close()
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    break
+                sock = self._children.get(pid)
+                if sock:
+                    _tell(sock, {"status": os.waitstatus_to_exitcode(status)})
+                    self._dismiss(sock)
+
+    # -- in the child
+
+    def _be_worker(self, sock: socket.socket) -> None:
+        """What fork and exec of vm/launch, and Python's start, would have made of it. Never returns."""
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.close(self._wake)
+            os.close(self._woken)
+            self._listener.close()
+            for asker in self._askers.values():
+                if asker is not sock:
+                    asker.close()
+            os.sched_setscheduler(0, self._policy, os.sched_param(0))
+            os.setsid()
+            sock.setblocking(True)
+            data, fds, _, _ = socket.recv_fds(sock, _REQUEST_MAX, 8, socket.MSG_CMSG_CLOEXEC)
+            request = json.loads(data)
+            if len(fds) != 1 + len(request["fds"]) or place(_peer(sock)[0]) != self._here:
+                _tell(sock, {"refused": "it is no request of somebody here"})
+                return
+            pidfd = os.pidfd_open(os.getpid())
+            socket.send_fds(sock, [json.dumps({"pid": os.getpid()}).encode()], [pidfd])
+            os.close(pidfd)
+            if sock.recv(16) != b"go":
+                return
+            sock.close()
+            log, *given = fds
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.close(log)
+            os.environ.clear()
+            os.environ.update(request["environment"])
+            os.environ.update({name: str(fd) for name, fd in zip(request["fds"], given, strict=True)})
+            sys.argv = ["hostel.vm.worker", *request["argv"]]
+            _set_title([sys.executable, "-P", "-m", *sys.argv])
+            from hostel.vm import worker
+
+            status = worker.main(request["argv"])
+        except BaseException:
+            import traceback
+
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stderr.flush()
+            os._exit(status)
+
+
+def _tell(sock: socket.socket, word: dict) -> None:
+    with contextlib.suppress(OSError):
+        sock.send(json.dumps(word).encode(), socket.MSG_DONTWAIT)
+
+
+def load() -> None:
+    """Import all that a worker may need before it has confined itself."""
+    import importlib
+    import tomllib  # noqa: F401  vm/store's
+
+    from hostel.block.disk import FORMATS
+    from hostel.board.boot import decompress
+    from hostel.vm import cards, machine, worker  # noqa: F401
+
+    for row in (*machine.ENGINES.values(), *cards.CARDS.values(), *cards.OPENERS.values(), *FORMATS.values()):
+        importlib.import_module(row.partition(":")[0])
+    for name in ("hostel.net.process", "hostel.net.settings"):  # of cards on nat
+        importlib.import_module(name)
+    decompress.load_all()
+
+
+def _imported() -> dict[str, tuple[int, ...]]:
+    """The files that this process has its code from, as they are now."""
+    names = {getattr(module, "__file__", None) for module in list(sys.modules.values())} | {sys.executable}
+    return {name: _look(name) for name in names if name}
+
+
+def _look(name: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(name)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _changed(files: dict[str, tuple[int, ...]]) -> bool:
+    return any(_look(name) != before for name, before in files.items())
+
+
+def _set_title(words: list[str]) -> None:
+    """What ps(1) shows of this process, in the place of its own command line, as far as there is room."""
+    import ctypes
+
+    from hostel.base.linux import prctl
+
+    prctl.set_name(os.path.basename(sys.executable))
+    with open("/proc/self/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    begin, end = int(fields[45]), int(fields[46])  # arg_start, arg_end (proc_pid_stat(5))
+    if begin and end > begin:
+        text = b"\0".join(os.fsencode(word) for word in words)[: end - begin - 1]
+        ctypes.memmove(begin, text.ljust(end - begin, b"\0"), end - begin)
+
+
+def _sweep(where: Path) -> None:
+    """Remove the sockets of zygotes that were killed."""
+    for path in where.glob("*.sock"):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with sock, contextlib.suppress(OSError):
+            try:
+                sock.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+
+
+def main(where: Path) -> None:
+    begun = time.time_ns()
+    here = place()
+    policy = os.sched_getscheduler(0)
+    if policy not in (os.SCHED_OTHER, os.SCHED_BATCH):
+        return
+    # Others come first, as the VM that has just started. A nice(2) couldn't be taken back in its children.
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    name = f"{key(here)}.sock"
+    other = _connect(where, name)
+    if other is not None:
+        other.close()
+        return
+    load()
+    files = _imported()
+    # A file that came while it imported may not be what it has.
+    if any(not seen or seen[-1] >= begun for seen in files.values()):
+        return
+    import gc
+
+    _sweep(where)
+    zygote = Zygote(where, name, here, policy, files)
+    _set_title([sys.executable, "-P", "-m", "hostel.vm.zygote", str(where)])
+    gc.collect()
+    gc.freeze()  # a collection in a child would write to pages that it shares
+    zygote.run(seconds())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
