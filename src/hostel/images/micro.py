@@ -193,7 +193,7 @@ SCRIPTS = {
     "etc/udhcpc/default.script": """#!/bin/sh
 case $1 in
 deconfig)
-    ip addr flush dev $interface 2>/dev/null
+    ip -4 addr flush dev $interface 2>/dev/null
     ip link set $interface up ;;
 bound|renew)
     ip addr replace $ip/$mask broadcast + dev $interface
