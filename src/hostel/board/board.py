@@ -163,7 +163,9 @@ class Board:
         # Lines first: what they do to the controllers is overwritten by the controllers' own state.
         for number, level in state["lines"].items():
             self.irq(number).set_py(level)
-        for name in ("pic", "ioapic", "pit", "rtc", "pm", "i8042", "pci"):
+        for name in ("pic", "ioapic", "pit", "rtc", "pm", "i8042"):
             getattr(self, name).load(state[name])
         for apic, saved in zip(self.apics, state["apics"], strict=True):
             apic.load(saved)
+        # The cards last: they go on at once, and interrupt.
+        self.pci.load(state["pci"])
