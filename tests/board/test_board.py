@@ -177,6 +177,25 @@ def test_save_and_load_into_a_new_board():
         Machine(cpus=3).board.load(m.board.save())
 
 
+def test_what_a_card_interrupts_with_as_it_is_loaded_is_not_lost():
+    """A disk goes on as soon as it is loaded."""
+
+    class Disk(PciFunction):
+        def load(self, state):
+            super().load(state)
+            self.machine.mmio.write_from_python(0xFEE00000 | 1 << 12, 4, 0x55)
+
+    machines = Machine(), Machine()
+    for m in machines:
+        card = Disk(0x1AF4, 0x1042, 0x010000)
+        card.machine = m
+        m.board.pci.attach(card)
+    saved, loaded = machines
+    saved.board.apics[1].write(0xF0, 0x1FF)
+    loaded.board.load(saved.board.save())
+    assert loaded.board.apics[1].pending_py() == 0x55
+
+
 def test_a_guest_that_writes_everywhere_breaks_nothing(capfd):
     """Random accesses to every port and window: no exception in a device (PyRegion prints them), no hang."""
     seed = random.randrange(1 << 32)
