@@ -13,8 +13,7 @@ import pytest
 from hostel import VM
 from hostel.base.errors import HostelError
 from hostel.client.network import Network
-from hostel.net import bridge
-from hostel.vm import networks
+from hostel.net import bridge, networks
 
 pytest.importorskip("pyroute2")
 pytestmark = pytest.mark.skipif(

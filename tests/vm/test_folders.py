@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostel.base.errors import MachineError
+from hostel.base.toml import write_toml
 from hostel.spec.vm import VmSpec, VmState
 from hostel.vm import store
 
@@ -28,7 +29,7 @@ def test_a_spec_comes_back_as_it_was_written(home):
 def test_toml_that_is_written_is_toml(text, texts, number, flag):
     tables = [{"text": text, "number": number}, {"flag": flag, "texts": texts}]
     data = {"text": text, "texts": texts, "number": number, "flag": flag, "tables": tables}
-    assert tomllib.loads(store.write_toml({**data, "none": None})) == data
+    assert tomllib.loads(write_toml({**data, "none": None})) == data
 
 
 def test_a_taken_name_is_told_with_what_to_do(home):

@@ -15,7 +15,8 @@ from hostel import VM
 from hostel.base.errors import HostelError, MachineError, UsageError
 from hostel.block.qcow2 import create
 from hostel.client.network import Network
-from hostel.vm import launch, networks
+from hostel.net import networks
+from hostel.vm import launch
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from hostel import VM
 from hostel.base.errors import MachineError, NetworkError, UsageError
 from hostel.client.network import Network
-from hostel.vm import networks
+from hostel.net import networks
 
 MB = 1 << 20
 

@@ -9,7 +9,7 @@ import pytest
 
 from hostel.base.errors import HostelError, MachineError, NetworkError, UsageError
 from hostel.client.network import Network
-from hostel.vm import networks
+from hostel.net import networks
 
 A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 

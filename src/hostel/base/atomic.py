@@ -68,6 +68,16 @@ def write(path: Path, data: bytes | str, mode: int = 0o644, durable: bool = True
         file.write(data.encode() if isinstance(data, str) else data)
 
 
+def replace(path: Path, text: str) -> None:
+    """Have the file say ``text``, and wait for the disk only where it doesn't yet."""
+    try:
+        if path.read_bytes() == text.encode():
+            return
+    except OSError:
+        pass
+    write(path, text)
+
+
 @contextlib.contextmanager
 def replacing_folder(path: Path, mode: int = 0o755) -> Iterator[Path]:
     """An empty folder to fill that becomes ``path`` when the block ends well.

@@ -13,11 +13,12 @@ import msgspec
 
 from hostel.base import atomic, paths
 from hostel.base.errors import MachineError, UsageError
+from hostel.base.names import new_name
 from hostel.client.connection import Connection
 from hostel.client.snapshots import CURRENT, at_work, go_over, open_tops, spec_for
+from hostel.spec.control import listen
 from hostel.spec.vm import VmSpec, check_name
 from hostel.vm import launch, layers, store
-from hostel.vm.control import listen
 from hostel.vm.nics import Wire, open_alike
 from hostel.vm.vsock import open_vsock
 
@@ -67,7 +68,7 @@ def fork(
             raise MachineError(f"'{folder.name}' is not running")
         frozen = layers.tops(spec)
         made = []
-        specs = [spec_for(spec, name or store.new_name(), ports) for name in names()]
+        specs = [spec_for(spec, name or new_name(), ports) for name in names()]
         for child in specs:
             child.remove = remove
         leash, end = launch.make_leash() if held else (None, -1)

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from hostel.net import networks
 from hostel.spec.net import NetworkSpec
-from hostel.vm import networks
 
 
 class Network:

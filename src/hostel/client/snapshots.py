@@ -250,7 +250,7 @@ def revert(folder: store.Folder, snapshot: Snapshot, held: bool = False) -> laun
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, folder.take())  # nobody starts it meanwhile
             folder.write_spec(spec)
-            store.replace(folder.path / CURRENT, snapshot.full_name)
+            atomic.replace(folder.path / CURRENT, snapshot.full_name)
             _drop_suspended(folder.name)
             _sweep(folder, spec)
         if snapshot.manifest.state:

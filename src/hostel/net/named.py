@@ -1,5 +1,5 @@
-"""The process of a named network: ``python -m hostel.net.named FOLDER SETTINGS READY``, started by vm/networks with the
-first VM that wants it, and gone with the last.
+"""The process of a named network: ``python -m hostel.net.named FOLDER SETTINGS READY``, started by net/networks with
+the first VM that wants it, and gone with the last.
 
 It is net/process's router and switch for VMs that come and go. A VM's worker connects to ``net.sock`` in the
 network's folder (SOCK_SEQPACKET, mode 0600, and only its owner's) and says who it is in one JSON message, with the

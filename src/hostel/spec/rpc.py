@@ -9,16 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from hostel.spec.jsonrpc import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, Refused
 from hostel.spec.vm import VmSpec
-
-MAX_LINE = 1 << 20
-
-PARSE_ERROR = -32700
-INVALID_REQUEST = -32600
-METHOD_NOT_FOUND = -32601
-INVALID_PARAMS = -32602
-INTERNAL_ERROR = -32603
-VM_ERROR = 1                   # ``message`` is a HostelError's line, for people
 
 
 class Request(msgspec.Struct):
@@ -28,26 +20,25 @@ class Request(msgspec.Struct):
     jsonrpc: str = "2.0"
 
 
-class Error(msgspec.Struct):
-    code: int
-    message: str
+class Words:
+    """How a worker reads and writes messages (spec/control)."""
 
+    def request(self, line: bytes) -> tuple[str, Any, int | str | None]:
+        try:
+            request = msgspec.json.decode(line, type=Request)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            code = INVALID_REQUEST if isinstance(e, msgspec.ValidationError) else PARSE_ERROR
+            raise Refused(code, f"not a request: {e}") from e
+        return request.method, request.params, request.id
 
-class Reply(msgspec.Struct):
-    """Holds a result (which may be null) or an error."""
+    def params(self, method: str, params: Any) -> Any:
+        try:
+            return msgspec.convert(params, PARAMS[method])
+        except msgspec.ValidationError as e:
+            raise Refused(INVALID_PARAMS, str(e)) from e
 
-    id: int | str | None
-    result: Any = msgspec.UNSET
-    error: Error | msgspec.UnsetType = msgspec.UNSET
-    jsonrpc: str = "2.0"
-
-
-class Event(msgspec.Struct):
-    """``params["event"]``: state, stopped, reset, agent, debug; further keys depend on it."""
-
-    params: dict[str, Any]
-    method: str = "event"
-    jsonrpc: str = "2.0"
+    def encode(self, message: dict[str, Any]) -> bytes:
+        return msgspec.json.encode(message)
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):

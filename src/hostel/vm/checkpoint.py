@@ -21,8 +21,8 @@ from hostel.base.loop import READ, Loop
 from hostel.memory import image
 from hostel.memory.ram import Ram
 from hostel.spec import rpc
+from hostel.spec.control import Connection, Later
 from hostel.spec.vm import VmSpec
-from hostel.vm.control import Connection, Later
 from hostel.vm.saved import Base, Memory, State, read_state
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from hostel.base.errors import MachineError, MemoryError_
 from hostel.cpu import paging
 from hostel.cpu.state import VcpuState
 from hostel.spec import rpc
-from hostel.vm.control import Connection
+from hostel.spec.control import Connection
 
 _KINDS = {"write": 1, "read": 2, "access": 3}
 _MAX_READ = 256 << 10   # a reply must fit a line of the control socket
@@ -178,7 +178,9 @@ class Debugger:
 
     def _tell(self, index: int, why: str, address: int) -> None:
         assert self._connection is not None
-        self._connection.send_json(rpc.Event({"event": "debug", "vcpu": index, "why": why, "address": address}))
+        self._connection.send_json({
+            "method": "event", "params": {"event": "debug", "vcpu": index, "why": why, "address": address}
+        })
 
     def _apply(self) -> None:
         points = (self._breaks, self._watches)

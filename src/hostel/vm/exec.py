@@ -19,6 +19,7 @@ from collections.abc import Callable
 from hostel.base.errors import MachineError
 from hostel.base.loop import READ, Loop
 from hostel.spec import rpc, stream
+from hostel.spec.control import LOW_WATER, Connection
 from hostel.vm.agent import (
     PATH,
     AgentChannel,
@@ -31,7 +32,6 @@ from hostel.vm.agent import (
     StdinClosed,
     StdinRoom,
 )
-from hostel.vm.control import LOW_WATER, Connection
 
 _TYPED_AHEAD = 1 << 16    # bytes of stdin that wait here before a client is not read any more
 

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hostel.base.errors import MachineError
 from hostel.base.linux import eventfd
+from hostel.base.log import Log
 from hostel.spec import rpc
+from hostel.spec.control import Connection, Server
 from hostel.spec.vm import VmState
 from hostel.vm.checkpoint import Deltas
-from hostel.vm.console import Log
-from hostel.vm.control import Connection, Server
 from hostel.vm.store import HeldFolder
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class Forks:
         )
         worker.folder.write_state(worker.state)
         listener = socket.socket(fileno=child.control)
-        worker.become(before, Server(worker.loop, listener, worker.methods()), child.leash)
+        worker.become(before, Server(worker.loop, listener, worker.methods(), rpc.Words()), child.leash)
         machine.go_on(True)
         if running:
             machine.start()

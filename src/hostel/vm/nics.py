@@ -1,7 +1,7 @@
 """The host's ends of a VM's network cards, opened before the worker confines itself and kept for all of its life.
 
 A ``Wire`` is what devices/virtio/net needs: descriptors of frames. Behind it is the VM's own router (nat: net/process,
-forked from here), a named network's process (vm/networks), or a tap.
+forked from here), a named network's process (net/networks), or a tap.
 """
 
 import contextlib
@@ -79,8 +79,8 @@ def _nat(specs: Sequence[VmSpec], numbers: list[int]) -> list[Wire]:
 
 def _named(vm: str, nic: NicSpec) -> Wire:
     """A card on a named network."""
+    from hostel.net import networks
     from hostel.net.listening import listen
-    from hostel.vm import networks
 
     listeners: list[socket.socket] = []
     try:

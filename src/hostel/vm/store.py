@@ -17,7 +17,9 @@ import msgspec
 
 from hostel.base import atomic, paths
 from hostel.base.errors import HostelError, MachineError
-from hostel.base.linux import lock
+from hostel.base.names import new_name
+from hostel.base.owned import OwnedFolder
+from hostel.base.toml import write_toml
 from hostel.base.units import format_size, parse_size
 from hostel.spec.vm import VERSION, VmSpec, VmState
 
@@ -25,28 +27,10 @@ STATE_SIZE = 1024             # bytes of a state that is written in its place
 FORGOTTEN = 60.0              # seconds after the end of a VM that was to be removed with it
 LIVE = ("starting", "running", "paused")
 
-_ADJECTIVES = (
-    "able amber bold brave brisk calm clear clever cosy crisp deft eager early fair fleet fond frank fresh gentle "
-    "glad golden grand green hardy honest humble jolly keen kind light lively lucky mellow merry mild modest neat "
-    "nimble noble olive patient plain polite prime proud quick quiet ready rosy royal shiny silent silver sleek "
-    "smart snug solid spry steady still stout sunny swift tidy true vivid warm wise witty young"
-).split()
-_NOUNS = (
-    "acorn alder ash aspen badger beaver birch bison brook cedar clover comet coral crane crow dove eagle elm falcon "
-    "fern finch fir fox gull harbor hare hawk hazel heron hill ibis iris jay juniper kestrel lake lark laurel lynx "
-    "maple marten meadow mole moss newt oak orchid osprey otter owl panda pearl pine plover pond poplar quail raven "
-    "reed robin rowan sable sparrow spruce stork stream swan thrush tiger trout tulip violet vole walnut willow wolf "
-    "wren yew"
-).split()
-
-
-class Folder:
+class Folder(OwnedFolder):
     """One VM's folder."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.name = path.name
-        self.lock_fd = -1             # once it is taken
+    kind, described_by = "VM", "vm.toml"
 
     def spec(self) -> VmSpec:
         import tomllib  # not for those that make a VM or talk to one
@@ -69,7 +53,7 @@ class Folder:
             raise MachineError(f"{self.path / 'vm.toml'}: {e}") from e
 
     def write_spec(self, spec: VmSpec) -> None:
-        replace(self.path / "vm.toml", write_toml(_described(spec)))
+        atomic.replace(self.path / "vm.toml", write_toml(_described(spec)))
 
     def state(self) -> VmState:
         """What the worker last said, or ``died`` where it said it lives and does not."""
@@ -108,72 +92,9 @@ class Folder:
                 time.sleep(0.001)
         return VmState()
 
-    def owned(self) -> bool:
-        """Whether a process holds the VM's lock."""
-        try:
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            return lock.is_taken(fd)
-        finally:
-            os.close(fd)
-
     def is_unborn(self) -> bool:
         """Whether it is a fork that never said how it does: it is being made, or will never be."""
         return self._read_state().state == "unborn"
-
-    def wait_free(self, seconds: float) -> bool:
-        """Return once no process owns it, or when the time is over: whether none does."""
-        deadline = time.monotonic() + seconds
-        while (owned := self.owned()) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        return not owned
-
-    def take(self) -> int:
-        """Become the owner until the returned descriptor is closed; ``MachineError`` where another is."""
-        path = self.path / "lock"
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            raise MachineError(f"there is no VM named '{self.name}'") from None
-        except OSError as e:
-            raise MachineError(f"can't lock {path}: {atomic.ADVICE.get(e.errno or 0, e.strerror)}") from e
-        try:
-            # The folder may have been removed, and made again, between open and lock.
-            if lock.take(fd) and os.path.samestat(os.fstat(fd), os.stat(path)):
-                self.lock_fd = fd
-                return fd
-        except FileNotFoundError:
-            pass
-        os.close(fd)
-        raise MachineError(f"'{self.name}' is running")
-
-    def drop_socket(self) -> None:
-        """Nobody is behind it any more."""
-        (self.path / "control.sock").unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Delete the folder of a VM that no process owns."""
-        fd = self.take()
-        try:
-            self.delete()
-        finally:
-            os.close(fd)
-
-    def delete(self) -> None:
-        """The same for the owner itself."""
-        import shutil  # as in base/atomic
-
-        try:
-            (self.path / "vm.toml").unlink(missing_ok=True)
-            shutil.rmtree(self.path)
-        except FileNotFoundError:
-            pass
-        except OSError as e:
-            if isinstance(e, PermissionError) and not os.listdir(self.path):
-                return  # a worker that is another user than its starter; ``folders`` sweeps
-            raise MachineError(f"can't remove {self.path}: {e.strerror}") from e
 
 
 class HeldFolder(Folder):
@@ -194,16 +115,6 @@ class HeldFolder(Folder):
 
     def drop_socket(self) -> None:
         """It stays, with nobody behind it."""
-
-
-def replace(path: Path, text: str) -> None:
-    """Have the file say ``text``, and wait for the disk only where it doesn't yet."""
-    try:
-        if path.read_bytes() == text.encode():
-            return
-    except OSError:
-        pass
-    atomic.write(path, text)
 
 
 def find(name: str) -> Folder:
@@ -268,15 +179,6 @@ def create(spec: VmSpec, fill: Callable[[Path, Path], None] | None = None, unbor
         if not generated:
             break
     raise _taken(folder)
-
-
-def _any_of(words: list[str]) -> str:
-    return words[int.from_bytes(os.urandom(4), "little") % len(words)]
-
-
-def new_name() -> str:
-    """One that is made up."""
-    return f"{_any_of(_ADJECTIVES)}-{_any_of(_NOUNS)}"
 
 
 def check_free(name: str) -> None:
@@ -357,28 +259,3 @@ def _described(spec: VmSpec) -> dict:
     data = {"version": spec.version, "cpus": spec.cpus, "memory": format_size(spec.memory), **data}
     data["memory"] = format_size(spec.memory)
     return data
-
-
-def write_toml(data: dict) -> str:
-    """TOML of one table: strings, numbers, booleans, and lists and inline tables of them. None is left out."""
-    return "".join(f"{key} = {_toml(value)}\n" for key, value in data.items() if value is not None)
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items() if item is not None) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    assert isinstance(value, str), value
-    return _toml_string(value)
-
-
-def _toml_string(text: str) -> str:
-    escaped = "".join(
-        {"\\": "\\\\", '"': '\\"'}.get(c) or (c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}") for c in text
-    )
-    return f'"{escaped}"'

@@ -25,15 +25,16 @@ from typing import Any, TextIO, cast
 import msgspec
 
 from hostel.base.errors import HostelError, MachineError
+from hostel.base.log import Log
 from hostel.base.loop import READ, Loop, Timer
 from hostel.base.units import format_size
 from hostel.spec import rpc
+from hostel.spec.control import Connection, Later, Server, Upgrade, listen
 from hostel.spec.share import ShareSpec
 from hostel.spec.vm import VmSpec, VmState
 from hostel.vm import confine
 from hostel.vm.checkpoint import Checkpoints
-from hostel.vm.console import Console, Log
-from hostel.vm.control import Connection, Later, Server, Upgrade, listen
+from hostel.vm.console import Console
 from hostel.vm.debug import Debugger
 from hostel.vm.exec import Exec
 from hostel.vm.fork import Forks
@@ -76,7 +77,7 @@ class Worker:
             listener = listen(fd, "control.sock")
         finally:
             os.close(fd)
-        self.server = Server(self.loop, listener, self.methods())
+        self.server = Server(self.loop, listener, self.methods(), rpc.Words())
         self.log = Log(folder.path / "console.log")
         # What a guest can make us print must not fill the disk.
         sys.stderr = cast(TextIO, Log(folder.path / "worker.log", WORKER_LOG_SIZE))

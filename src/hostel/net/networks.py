@@ -26,9 +26,9 @@ import msgspec
 from hostel.base import atomic, paths
 from hostel.base.errors import MachineError, NetworkError
 from hostel.base.linux import lock
+from hostel.base.toml import write_toml
 from hostel.net import bridge
 from hostel.spec.net import NETWORK_VERSION, NetworkSpec, check_network_name, check_network_spec
-from hostel.vm.store import write_toml
 
 AUTO6 = "auto"          # in place of an IPv6 subnet: choose one
 START_TIMEOUT = 20.0

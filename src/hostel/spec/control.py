@@ -1,9 +1,11 @@
-"""The worker's end of the control socket: JSON-RPC 2.0 on a unix socket, and streams that grow out of it.
+"""The answering end of a control socket, a VM's worker's or a container's monitor's: JSON-RPC 2.0 on a unix socket,
+and streams that grow out of it.
 
-A connection begins as JSON lines (spec/rpc), with which descriptors may come (SCM_RIGHTS): who sends a request has
-opened the files that it is about, since a confined worker can't. A method may answer later (``Later``) or upgrade its
-connection to frames (``Upgrade``). Clients are trusted to be the VM's owner (the socket's mode is 0600, and the peer's
-uid is checked), not to be correct: a malformed line gets an error, an endless one closes the connection.
+A connection begins as JSON lines, which ``words`` (spec/rpc) reads and writes, with which descriptors may come
+(SCM_RIGHTS): who sends a request has opened the files that it is about, since a confined worker can't. A method may
+answer later (``Later``) or upgrade its connection to frames (``Upgrade``). Clients are trusted to be the owner (the
+socket's mode is 0600, and the peer's uid is checked), not to be correct: a malformed line gets an error, an endless one
+closes the connection.
 
 Everything here runs on the loop's thread.
 """
@@ -15,13 +17,33 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any
-
-import msgspec
 
 from hostel.base.errors import HostelError, MachineError
 from hostel.base.loop import READ, WRITE, Loop
-from hostel.spec import rpc, stream
+from hostel.spec import stream
+from hostel.spec.jsonrpc import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    MACHINE_ERROR,
+    MAX_LINE,
+    METHOD_NOT_FOUND,
+    Refused,
+)
+
+TYPE_CHECKING = False  # as typing's: a container's monitor should be small
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    class Words(Protocol):
+        """How requests and replies are read and written; ``Refused`` where one makes no sense."""
+
+        def request(self, line: bytes) -> tuple[str, Any, int | str | None]:
+            """The method, its parameters and the id."""
+
+        def params(self, method: str, params: Any) -> Any:
+            """The parameters as the method takes them."""
+
+        def encode(self, message: dict[str, Any]) -> bytes: ...
 
 HIGH_WATER = 1 << 20     # bytes waiting to be sent, above which a connection's source should pause
 LOW_WATER = 1 << 18
@@ -35,15 +57,15 @@ class Later:
     """A reply that comes when ``done`` or ``failed`` is called; harmless once the client is gone."""
 
     def __init__(self) -> None:
-        self._finish: Callable[[Any, rpc.Error | None], None] | None = None
+        self._finish: Callable[[Any, tuple[int, str] | None], None] | None = None
 
-    def done(self, result: Any) -> None:
+    def done(self, result: "Any") -> None:
         if self._finish:
             self._finish(result, None)
 
     def failed(self, message: str) -> None:
         if self._finish:
-            self._finish(None, rpc.Error(rpc.VM_ERROR, message))
+            self._finish(None, (MACHINE_ERROR, message))
 
 
 class Upgrade:
@@ -99,8 +121,11 @@ class Connection:
         else:
             self._watch()
 
-    def send_json(self, message: msgspec.Struct) -> None:
-        self.send(msgspec.json.encode(message) + b"\n")
+    def send_json(self, message: "dict[str, Any]") -> None:
+        self.send(self._server.words.encode({**message, "jsonrpc": "2.0"}) + b"\n")
+
+    def send_error(self, id: int | str | None, code: int, message: str) -> None:
+        self.send_json({"id": id, "error": {"code": code, "message": message}})
 
     def take_fds(self) -> list[int]:
         """The descriptors that came with the requests so far; the caller's now."""
@@ -217,8 +242,8 @@ class Connection:
             early, self._lines = self._lines, b""
             if early and not self.closed:
                 self._frames(early)
-        elif len(self._lines) > rpc.MAX_LINE:
-            self.send_json(rpc.Reply(None, error=rpc.Error(rpc.INVALID_REQUEST, "the line is too long")))
+        elif len(self._lines) > MAX_LINE:
+            self.send_error(None, INVALID_REQUEST, "the line is too long")
             self.finish()
 
     def become_stream(self) -> None:
@@ -229,37 +254,43 @@ class Connection:
 class Server:
     """Listens on ``listener``; ``methods[name](connection, params)`` answers with a result, Later or Upgrade."""
 
-    def __init__(self, loop: Loop, listener: socket.socket, methods: dict[str, Callable[[Connection, Any], Any]]):
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        methods: "dict[str, Callable[[Connection, Any], Any]]",
+        words: "Words",
+    ):
         self.loop = loop
+        self.words = words
         self.connections: set[Connection] = set()
         self._listener = listener
         self._methods = methods
         listener.setblocking(False)
         loop.watch(listener.fileno(), READ, self._accept)
 
-    def event(self, **params: Any) -> None:
+    def event(self, **params: "Any") -> None:
         """Tell every subscriber."""
-        message = rpc.Event(params)
+        message = {"method": "event", "params": params}
         for connection in list(self.connections):
             if connection.subscribed:
                 connection.send_json(message)
 
     def handle(self, connection: Connection, line: bytes) -> None:
         try:
-            request = msgspec.json.decode(line, type=rpc.Request)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-            code = rpc.INVALID_REQUEST if isinstance(e, msgspec.ValidationError) else rpc.PARSE_ERROR
-            connection.send_json(rpc.Reply(None, error=rpc.Error(code, f"not a request: {e}")))
+            method, params, id = self.words.request(line)
+        except Refused as refused:
+            connection.send_error(None, refused.code, str(refused))
             return
-        answer, error = self._dispatch(connection, request)
+        answer, error = self._dispatch(connection, method, params)
         if isinstance(answer, Later):
-            answer._finish = lambda result, failure: self._reply(connection, request.id, result, failure)
+            answer._finish = lambda result, failure: self._reply(connection, id, result, failure)
         elif isinstance(answer, Upgrade):
-            self._reply(connection, request.id, {"upgraded": request.method}, None)
+            self._reply(connection, id, {"upgraded": method}, None)
             connection.become_stream()
             answer.start(connection)
         else:
-            self._reply(connection, request.id, answer, error)
+            self._reply(connection, id, answer, error)
 
     def close(self) -> None:
         self.loop.unwatch(self._listener.fileno())
@@ -267,25 +298,31 @@ class Server:
         for connection in list(self.connections):
             connection.close()
 
-    def _dispatch(self, connection: Connection, request: rpc.Request) -> tuple[Any, rpc.Error | None]:
-        method = self._methods.get(request.method)
+    def _dispatch(
+        self, connection: Connection, name: str, params: "Any"
+    ) -> "tuple[Any, tuple[int, str] | None]":
+        method = self._methods.get(name)
         if method is None:
-            return None, rpc.Error(rpc.METHOD_NOT_FOUND, f"no method '{request.method}'")
+            return None, (METHOD_NOT_FOUND, f"no method '{name}'")
         try:
-            params = msgspec.convert(request.params, rpc.PARAMS[request.method])
-        except msgspec.ValidationError as e:
-            return None, rpc.Error(rpc.INVALID_PARAMS, f"{request.method}: {e}")
-        try:
-            return method(connection, params), None
+            return method(connection, self.words.params(name, params)), None
+        except Refused as refused:
+            return None, (refused.code, f"{name}: {refused}")
         except HostelError as e:
-            return None, rpc.Error(rpc.VM_ERROR, str(e))
+            return None, (MACHINE_ERROR, str(e))
         except Exception as e:
             traceback.print_exc(file=sys.stderr)
-            return None, rpc.Error(rpc.INTERNAL_ERROR, f"{type(e).__name__}: {e}")
+            return None, (INTERNAL_ERROR, f"{type(e).__name__}: {e}")
 
-    def _reply(self, connection: Connection, id: int | str | None, result: Any, error: rpc.Error | None) -> None:
-        if id is not None and not connection.closed:  # a request without an id is a notification
-            connection.send_json(rpc.Reply(id, error=error) if error else rpc.Reply(id, result))
+    def _reply(
+        self, connection: Connection, id: int | str | None, result: "Any", error: tuple[int, str] | None
+    ) -> None:
+        if id is None or connection.closed:  # a request without an id is a notification
+            return
+        if error:
+            connection.send_error(id, *error)
+        else:
+            connection.send_json({"id": id, "result": result})
 
     def _accept(self, events: int) -> None:
         try:
