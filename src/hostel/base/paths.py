@@ -1,23 +1,14 @@
-"""Where hostel keeps what it keeps: one folder, readable by a person.
+"""Where hostel keeps what it keeps: one folder (base/home), readable by a person."""
 
-``$HOSTEL_HOME``, else ``/var/lib/hostel`` for root, else ``$XDG_DATA_HOME/hostel`` (XDG Base Directory
-Specification: ``~/.local/share`` when unset; a relative value is to be ignored).
-"""
-
-import os
 from pathlib import Path
 
+from hostel.base import home as _home
 from hostel.base.errors import MachineError
 
 
 def home() -> Path:
-    """The folder with ``vms/``, ``networks/``, ``images/`` and ``cache/``. It need not exist yet."""
-    if chosen := os.environ.get("HOSTEL_HOME"):
-        return Path(chosen).absolute()
-    if os.geteuid() == 0:
-        return Path("/var/lib/hostel")
-    data = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(data) if data.startswith("/") else Path.home() / ".local/share") / "hostel"
+    """The folder with ``vms/``, ``containers/``, ``networks/``, ``images/`` and ``cache/``. It need not exist yet."""
+    return Path(_home.home())
 
 
 def images() -> Path:
@@ -34,6 +25,26 @@ def vm(name: str) -> Path:
     if "/" in name or name.startswith(".") or not name or not (folder / "vm.toml").exists():
         raise MachineError(f"there is no VM named '{name}'; 'hostel ps' lists what there is")
     return folder
+
+
+def containers() -> Path:
+    return home() / "containers"
+
+
+def container(name: str) -> Path:
+    """The folder of an existing container."""
+    folder = containers() / name
+    if "/" in name or name.startswith(".") or not name or not (folder / "container.json").exists():
+        raise MachineError(f"there is no container named '{name}'; 'hostel ps' lists what there is")
+    return folder
+
+
+def machine(name: str) -> Path:
+    """The folder of an existing VM or container: both have a control socket that takes commands."""
+    folder = containers() / name
+    if name and "/" not in name and not name.startswith(".") and (folder / "container.json").exists():
+        return folder
+    return vm(name)
 
 
 def disks() -> Path:
