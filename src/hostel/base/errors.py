@@ -22,6 +22,10 @@ class BusError(HostelError):
     """Two devices want the same addresses."""
 
 
+class ContainerError(HostelError):
+    """A container that can't be made, found or changed, or a setting that this host can't hold."""
+
+
 class BlockError(HostelError):
     """A disk image that can't be opened, read or written; ``errno`` is what a device tells its guest by."""
 
