@@ -1,0 +1,62 @@
+"""What a container may use: cgroups, v1, v2 and both.
+
+``open_cgroup`` decides where a container's cgroup is; the rest is ``Cgroup``'s.
+"""
+
+import os
+from pathlib import Path
+
+from hostel.base.errors import ContainerError
+from hostel.containers.cgroups.group import Cgroup
+from hostel.containers.cgroups.hierarchy import BUILT_IN, V2_NAME, Hierarchies, Mount, find
+from hostel.containers.cgroups.limits import Limit
+from hostel.containers.cgroups.resources import Resources
+from hostel.containers.cgroups.stats import Place
+
+__all__ = ["Cgroup", "Limit", "Resources", "open_cgroup"]
+
+
+def open_cgroup(
+    path: str | None, id: str, *, systemd: bool = False, rootless: bool | None = None, host: Hierarchies | None = None
+) -> Cgroup:
+    """The cgroup of the container ``id``; nothing is made yet.
+
+    ``path`` is ``linux.cgroupsPath``: an absolute one is from the top of each hierarchy; another is below our own
+    cgroup in v1, and beside it in v2, where a cgroup that has processes can't have any below it that are limited; none
+    is the id. ``..`` doesn't lead out. ``systemd``: ``slice:prefix:name``. ``rootless``: whether to do without what we
+    may not have; else as our user ID says. Raises ContainerError.
+    """
+    if systemd:
+        raise ContainerError(
+            "cgroups by systemd need its D-Bus (/run/systemd/private), which this host lacks:"
+            " leave out --systemd-cgroup, and give linux.cgroupsPath as a path"
+        )
+    path = path or id
+    if path.count(":") == 2 and "/" not in path:
+        raise ContainerError(f"linux.cgroupsPath '{path}' is systemd's form: it takes --systemd-cgroup")
+    host = host or find()
+    if not host.v1 and not host.v2:
+        raise ContainerError("the host has no cgroups mounted: mount cgroup2 on /sys/fs/cgroup")
+    places = {name: Place(1, _folder(mount, path, beside=False)) for name, mount in host.v1.items()}
+    unified = _folder(host.v2, path, beside=not host.v1) if host.v2 else None
+    if unified:
+        available = {*host.available(), *BUILT_IN}
+        for name in ("cpuset", "cpu", "memory", "blkio", "pids", "hugetlb", "rdma", "misc", "devices", "freezer"):
+            if name not in places and V2_NAME.get(name, name) in available:
+                places[name] = Place(2, unified)
+    return Cgroup(id, places, unified, os.geteuid() != 0 if rootless is None else rootless)
+
+
+def _folder(mount: Mount, path: str, beside: bool) -> Path:
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    if not parts:
+        raise ContainerError(f"linux.cgroupsPath '{path}' is the whole host's cgroup: give a name below it")
+    if path.startswith("/"):
+        return mount.folder("/".join(parts))
+    ours = mount.ours()
+    return mount.folder(ours.rpartition("/")[0] if beside else ours).joinpath(*parts)
