@@ -13,7 +13,7 @@ import pytest
 from hostel.base.errors import MachineError
 from hostel.client.vm import VM
 from hostel.spec.vm import VmSpec
-from hostel.vm import launch, store, zygote
+from hostel.vm import launch, place, store, zygote
 
 
 def until(condition, seconds=20):
@@ -198,7 +198,7 @@ def test_several_at_once(run, one):
 def test_another_version_is_not_asked(one, monkeypatch):
     here = zygote.key(zygote.place())
     assert (zygote.folder() / f"{here}.sock").exists()
-    monkeypatch.setattr(zygote, "__version__", "0.0.other")
+    monkeypatch.setattr(place, "__version__", "0.0.other")
     assert zygote.key(zygote.place()) != here
     assert zygote.ask([], {}, 1, {}) is None
 

@@ -58,9 +58,10 @@ _END = """
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
     try:
-        status = _dispatch(argv)
+        status = _by_zygote(sys.argv[1:]) if argv is None else None
+        if status is None:
+            status = _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -70,6 +71,13 @@ def main(argv: list[str] | None = None) -> int:
         return 141
     except Exception as error:
         return _report(error)
+
+
+def _by_zygote(argv: list[str]) -> int | None:
+    """What it ended with; None where none does it."""
+    from hostel.cli import quick
+
+    return quick.ask(argv) if argv and argv[0] in quick.COMMANDS else None
 
 
 def _dispatch(argv: list[str]) -> int:

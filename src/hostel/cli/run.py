@@ -70,8 +70,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from hostel.base.errors import UsageError
     from hostel.base.linux import tty
+    from hostel.cli import quick
     from hostel.cli.exec import run_in
+    from hostel.vm import zygote
 
+    zygote.commands = quick.__name__  # those that are started from here run commands
     command = args.command
     on_terminal = tty.is_tty(0) and tty.is_tty(1)
     has_agent = args.image is not None or args.kernel is None

@@ -21,10 +21,15 @@ Workers of one zygote share the layout of their address space and Python's hash 
 A request and the answers to it are one packet each (SOCK_SEQPACKET): the request in JSON with log, ready pipe and, for
 a held VM, leash; then the child's ``{"pid": ...}`` with its pidfd, or ``{"refused": why}``; ``go`` from the asker,
 without which the child ends; and ``{"status": ...}`` when it has ended, if the asker is still there.
+
+**Commands** (cli/quick) are the other thing that a zygote forks, where who started it named a module for them
+(``commands``): the request is ``COMMAND``, the number of words, working directory, words and environment, each ended
+by a zero byte, with the asker's standard input, output and error; the rest is as with workers. A command ends when its
+asker does.
 """
 
-import binascii
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -32,29 +37,24 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 from pathlib import Path
 
-from hostel._version import __version__
 from hostel.base import paths
+from hostel.vm.place import PYTHONS, key, place
 
 SECONDS = 600.0
 _WAIT = 2.0             # for an answer of a zygote; it takes some milliseconds
 _LOOK = 20.0            # seconds between looks whether the socket is still there
 _REQUEST_MAX = 1 << 16
 _MAX_ASKERS = 128
-# What Python reads when it starts, of what a worker gets.
-_PYTHONS = ("PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL")
-# In /proc/PID/status: what a child inherits, or it changes what that may do.
-_STATUS = (
-    "Umask", "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
-    "SigIgn", "SigBlk", "Cpus_allowed", "Mems_allowed",
-)  # fmt: skip
-_PYTHON_IGNORES = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1
-_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
 # Nobody's child: who starts it needn't wait for it. Before anything of ours is imported.
 _ORPHAN = "import os, sys\nif os.fork() == 0: os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
 _TITLE_ROOM = 512       # bytes of /proc/PID/cmdline
+COMMAND = b"command"    # a request for one begins so
+
+commands = ""           # the module that zygotes started from here run commands with, by its ``load`` and ``main``
 
 
 def seconds() -> float:
@@ -63,36 +63,6 @@ def seconds() -> float:
         return max(0.0, float(os.environ.get("HOSTEL_ZYGOTE_SECONDS", SECONDS)))
     except ValueError:
         return SECONDS
-
-
-def place(pid: int | str = "self") -> str:
-    """What processes that ``pid`` starts inherit from it. ``OSError`` where that can't be seen."""
-    process = f"/proc/{pid}"
-    lines = []
-    with open(f"{process}/status") as file:
-        for line in file:
-            name, _, value = line.partition(":")
-            if name == "SigIgn":
-                value = f"{int(value, 16) & ~_PYTHON_IGNORES:x}"
-            if name in _STATUS:
-                lines.append(f"{name} {value.strip()}")
-    for name in ("cgroup", "limits", "oom_score_adj"):
-        with open(f"{process}/{name}") as file:
-            lines.append(file.read())
-    with contextlib.suppress(OSError), open(f"{process}/attr/current") as file:
-        lines.append(file.read())
-    with open(f"{process}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-        lines.append(f"nice {fields[16]} policy {fields[38]}")
-    lines += [os.readlink(f"{process}/ns/{name}") for name in _NAMESPACES if os.path.lexists(f"{process}/ns/{name}")]
-    lines.append(os.readlink(f"{process}/root"))
-    return "\n".join(lines)
-
-
-def key(here: str) -> str:
-    """Of the zygote for ``place`` ``here``, this hostel and this Python."""
-    python = (sys.executable, sys.version, os.path.dirname(__file__), *(os.environ.get(name) for name in _PYTHONS))
-    return f"{__version__}-{binascii.crc32(repr((here, python)).encode()):08x}"
 
 
 def folder() -> Path:
@@ -114,7 +84,7 @@ class Forked:
     def wait(self) -> int | None:
         """Its exit status, negative for a signal; None where its zygote has gone and nobody knows."""
         select.select([self._pidfd], [], [])
-        self._sock.settimeout(_WAIT)
+        self._sock.settimeout(10 * _WAIT)  # one that has gone is seen at once
         try:
             return int(json.loads(self._sock.recv(_REQUEST_MAX))["status"])
         except (OSError, ValueError, KeyError):
@@ -158,9 +128,9 @@ def start() -> None:
         return
     import subprocess
 
-    names = (*_PYTHONS, "HOME", "PATH", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "HOSTEL_HOME", "HOSTEL_ZYGOTE_SECONDS")
+    names = (*PYTHONS, "HOME", "PATH", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "HOSTEL_HOME", "HOSTEL_ZYGOTE_SECONDS")
     # Its last argument is room for the names of its children.
-    command = [sys.executable, "-P", "-m", "hostel.vm.zygote", str(folder()), "-" * _TITLE_ROOM]
+    command = [sys.executable, "-P", "-m", "hostel.vm.zygote", str(folder()), commands, "-" * _TITLE_ROOM]
     with contextlib.suppress(OSError):
         subprocess.run(
             [sys.executable, "-I", "-S", "-c", _ORPHAN, *command], cwd="/",
@@ -199,11 +169,14 @@ def _peer(sock: socket.socket) -> tuple[int, int]:
 class Zygote:
     """Forks workers for those who ask at ``where``/``name`` from ``here``."""
 
-    def __init__(self, where: Path, name: str, here: str, policy: int, files: dict[str, tuple[int, ...]]):
+    def __init__(
+        self, where: Path, name: str, here: str, policy: int, files: dict[str, tuple[int, ...]], commands: str = ""
+    ):
         self._path = where / name
         self._here = here
         self._policy = policy  # of scheduling
         self._files = files
+        self._commands = commands
         self._askers: dict[int, socket.socket] = {}   # by descriptor
         self._children: dict[int, socket.socket] = {}  # by process: who waits for it
         self._poll = select.poll()
@@ -276,7 +249,7 @@ class Zygote:
             self._dismiss(sock)
             return True
         if pid == 0:
-            self._be_worker(sock)
+            self._be_child(sock)
         self._poll.modify(sock, 0)  # what comes by it is the child's to read; here it is heard when its end closes
         self._children[pid] = sock
         return True
@@ -303,8 +276,8 @@ class Zygote:
 
     # -- in the child
 
-    def _be_worker(self, sock: socket.socket) -> None:
-        """What fork and exec of vm/launch, and Python's start, would have made of it. Never returns."""
+    def _be_child(self, sock: socket.socket) -> None:
+        """What fork and exec of who asks, and Python's start, would have made of it. Never returns."""
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -319,28 +292,12 @@ class Zygote:
             os.setsid()
             sock.setblocking(True)
             data, fds, _, _ = socket.recv_fds(sock, _REQUEST_MAX, 8, socket.MSG_CMSG_CLOEXEC)
-            request = json.loads(data)
-            if len(fds) != 1 + len(request["fds"]) or place(_peer(sock)[0]) != self._here:
+            if place(_peer(sock)[0]) != self._here:
                 _tell(sock, {"refused": "it is no request of somebody here"})
-                return
-            pidfd = os.pidfd_open(os.getpid())
-            socket.send_fds(sock, [json.dumps({"pid": os.getpid()}).encode()], [pidfd])
-            os.close(pidfd)
-            if sock.recv(16) != b"go":
-                return
-            sock.close()
-            log, *given = fds
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.close(log)
-            os.environ.clear()
-            os.environ.update(request["environment"])
-            os.environ.update({name: str(fd) for name, fd in zip(request["fds"], given, strict=True)})
-            sys.argv = ["hostel.vm.worker", *request["argv"]]
-            _set_title([sys.executable, "-P", "-m", *sys.argv])
-            from hostel.vm import worker
-
-            status = worker.main(request["argv"])
+            elif data.startswith(COMMAND + b"\0"):
+                status = self._command(sock, data, fds)
+            else:
+                status = self._worker(sock, json.loads(data), fds)
         except BaseException:
             import traceback
 
@@ -350,6 +307,67 @@ class Zygote:
                 sys.stderr.flush()
             os._exit(status)
 
+    def _worker(self, sock: socket.socket, request: dict, fds: list[int]) -> int:
+        if len(fds) != 1 + len(request["fds"]):
+            _tell(sock, {"refused": "descriptors are missing"})
+            return 1
+        if not _may_go(sock):
+            return 1
+        sock.close()
+        log, *given = fds
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.environ.update({name: str(fd) for name, fd in zip(request["fds"], given, strict=True)})
+        sys.argv = ["hostel.vm.worker", *request["argv"]]
+        _set_title([sys.executable, "-P", "-m", *sys.argv])
+        from hostel.vm import worker
+
+        return worker.main(request["argv"])
+
+    def _command(self, sock: socket.socket, data: bytes, fds: list[int]) -> int:
+        if not self._commands or len(fds) != 3:
+            _tell(sock, {"refused": "no commands are run here"})
+            return 1
+        if not _may_go(sock):
+            return 1
+        _, number, folder, *rest = data.split(b"\0")[:-1]
+        words = [os.fsdecode(word) for word in rest[: int(number)]]
+        os.chdir(folder)
+        os.environb.clear()
+        os.environb.update(dict(entry.split(b"=", 1) for entry in rest[int(number) :]))
+        for fd, given in enumerate(fds):
+            os.dup2(given, fd)
+            os.close(given)
+        sys.stdin = open(0, closefd=False)
+        sys.stdout = open(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)
+        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _set_title(["hostel", *words])
+        _end_with(sock)
+        return int(importlib.import_module(self._commands).main(words))
+
+
+def _may_go(sock: socket.socket) -> bool:
+    """In the child: who asked gets a descriptor of it, and says that it may go on."""
+    pidfd = os.pidfd_open(os.getpid())
+    socket.send_fds(sock, [json.dumps({"pid": os.getpid()}).encode()], [pidfd])
+    os.close(pidfd)
+    return sock.recv(16) == b"go"
+
+
+def _end_with(sock: socket.socket) -> None:
+    """This process ends when who asked for it does."""
+
+    def wait() -> None:
+        while sock.recv(16):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
 
 def _tell(sock: socket.socket, word: dict) -> None:
     with contextlib.suppress(OSError):
@@ -358,7 +376,6 @@ def _tell(sock: socket.socket, word: dict) -> None:
 
 def load() -> None:
     """Import all that a worker may need before it has confined itself."""
-    import importlib
     import tomllib  # noqa: F401  vm/store's
 
     from hostel.block.disk import FORMATS
@@ -416,7 +433,7 @@ def _sweep(where: Path) -> None:
                 path.unlink()
 
 
-def main(where: Path) -> None:
+def main(where: Path, commands: str) -> None:
     begun = time.time_ns()
     here = place()
     policy = os.sched_getscheduler(0)
@@ -430,6 +447,8 @@ def main(where: Path) -> None:
         other.close()
         return
     load()
+    if commands:
+        importlib.import_module(commands).load()
     files = _imported()
     # A file that came while it imported may not be what it has.
     if any(not seen or seen[-1] >= begun for seen in files.values()):
@@ -437,12 +456,12 @@ def main(where: Path) -> None:
     import gc
 
     _sweep(where)
-    zygote = Zygote(where, name, here, policy, files)
-    _set_title([sys.executable, "-P", "-m", "hostel.vm.zygote", str(where)])
+    zygote = Zygote(where, name, here, policy, files, commands)
+    _set_title([sys.executable, "-P", "-m", "hostel.vm.zygote", str(where), commands])
     gc.collect()
     gc.freeze()  # a collection in a child would write to pages that it shares
     zygote.run(seconds())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
