@@ -75,7 +75,8 @@ _REFUSED = {
 }  # fmt: skip
 
 
-def _fits(value: object, shape: object, path: str) -> None:
+def fits(value: object, shape: object, path: str) -> None:
+    """Raises ``ContainerError``, which names the ``path``, unless ``value`` is of the ``shape``."""
     if shape is None:
         return
     if isinstance(shape, dict):
@@ -84,12 +85,12 @@ def _fits(value: object, shape: object, path: str) -> None:
         for name, inner in shape.items():
             found = value.get(name)
             if found is not None:
-                _fits(found, inner, f"{path}.{name}" if path else name)
+                fits(found, inner, f"{path}.{name}" if path else name)
     elif isinstance(shape, tuple):
         if not isinstance(value, list):
             raise ContainerError(f"config.json: {path} is to be a list")
         for number, element in enumerate(value):
-            _fits(element, shape[0], f"{path}[{number}]")
+            fits(element, shape[0], f"{path}[{number}]")
     elif not isinstance(value, shape) or (shape is int and isinstance(value, bool)):  # type: ignore[arg-type]
         names = {str: "a string", int: "an integer", bool: "true or false"}
         raise ContainerError(f"config.json: {path} is to be {names[shape]}")  # type: ignore[index]
@@ -106,7 +107,7 @@ def _strings(value: object, path: str) -> None:
 
 def check_process(process: dict, path: str = "process") -> None:
     """Of a whole configuration, or one for ``exec``."""
-    _fits(process, PROCESS, path)
+    fits(process, PROCESS, path)
     if not process.get("args"):
         raise ContainerError(f"config.json: {path}.args is empty: there is nothing to run")
     if not process.get("cwd", "").startswith("/"):
@@ -133,7 +134,7 @@ def check(config: dict) -> None:
             value = value.get(name) if isinstance(value, dict) else None
         if value:
             raise ContainerError(f"config.json: {'.'.join(where)} isn't supported: {why}")
-    _fits(config, _SHAPE, "")
+    fits(config, _SHAPE, "")
     version = config.get("ociVersion", "")
     if version.split(".")[0] != "1":
         raise ContainerError(f"config.json: ociVersion {version!r} isn't supported; 1.0 to {VERSION} is")
@@ -223,7 +224,8 @@ def default(rootless: bool = False) -> dict:
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
          "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
         {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *([] if rootless else ["gid=5"])]},
+         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666",
+                      "mode=0620", *([] if rootless else ["gid=5"])]},
         {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
          "options": [*options, "mode=1777", "size=65536k"]},
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": options},
@@ -232,7 +234,8 @@ def default(rootless: bool = False) -> dict:
     linux: dict = {
         "maskedPaths": [
             "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-            "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+            "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+            "/sys/devices/virtual/powercap",
         ],
         "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
     }  # fmt: skip
