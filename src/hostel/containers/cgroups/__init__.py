@@ -1,19 +1,20 @@
 """What a container may use: cgroups, v1, v2 and both.
 
-``open_cgroup`` decides where a container's cgroup is; the rest is ``Cgroup``'s.
+``open_cgroup`` decides where a container's cgroup is; the rest is ``Cgroup``'s. Every command of the runtime imports
+this, so it stands on as few modules as can be: no pathlib, typing, contextlib or msgspec, which take longer than all of
+a cgroup's making.
 """
 
 import os
-from pathlib import Path
 
 from hostel.base.errors import ContainerError
 from hostel.containers.cgroups.group import Cgroup
 from hostel.containers.cgroups.hierarchy import BUILT_IN, V2_NAME, Hierarchies, Mount, find
-from hostel.containers.cgroups.limits import Limit
-from hostel.containers.cgroups.resources import Resources
-from hostel.containers.cgroups.stats import Place
+from hostel.containers.cgroups.setting import Place
 
-__all__ = ["Cgroup", "Limit", "Resources", "open_cgroup"]
+__all__ = ["Cgroup", "open_cgroup"]
+
+_CONTROLLERS = ("cpuset", "cpu", "memory", "blkio", "pids", "hugetlb", "rdma", "misc", "devices", "freezer")
 
 
 def open_cgroup(
@@ -40,14 +41,14 @@ def open_cgroup(
     places = {name: Place(1, _folder(mount, path, beside=False)) for name, mount in host.v1.items()}
     unified = _folder(host.v2, path, beside=not host.v1) if host.v2 else None
     if unified:
-        available = {*host.available(), *BUILT_IN}
-        for name in ("cpuset", "cpu", "memory", "blkio", "pids", "hugetlb", "rdma", "misc", "devices", "freezer"):
+        available = host.available() | BUILT_IN
+        for name in _CONTROLLERS:
             if name not in places and V2_NAME.get(name, name) in available:
                 places[name] = Place(2, unified)
     return Cgroup(id, places, unified, os.geteuid() != 0 if rootless is None else rootless)
 
 
-def _folder(mount: Mount, path: str, beside: bool) -> Path:
+def _folder(mount: Mount, path: str, beside: bool) -> str:
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
@@ -56,7 +57,7 @@ def _folder(mount: Mount, path: str, beside: bool) -> Path:
             parts.append(part)
     if not parts:
         raise ContainerError(f"linux.cgroupsPath '{path}' is the whole host's cgroup: give a name below it")
-    if path.startswith("/"):
-        return mount.folder("/".join(parts))
-    ours = mount.ours()
-    return mount.folder(ours.rpartition("/")[0] if beside else ours).joinpath(*parts)
+    if not path.startswith("/"):
+        ours = mount.ours()
+        parts = (ours[:-1] if beside else ours) + parts
+    return "/".join([mount.point.rstrip("/"), *parts])

@@ -7,15 +7,11 @@ v1 keeps a default and a list of exceptions to it, so it can't say "all of a maj
 there by name. eBPF says everything.
 """
 
-import contextlib
 import os
-from collections.abc import Iterable
-from pathlib import Path
 
 from hostel.base.errors import ContainerError
-from hostel.base.linux import bpf
-from hostel.containers.cgroups.resources import DeviceRule
-from hostel.containers.cgroups.setting import read, refuse
+from hostel.containers.cgroups.resources import refuse
+from hostel.containers.cgroups.setting import put, read
 
 MKNOD, READ, WRITE = 1, 2, 4    # BPF_DEVCG_ACC_*
 _ALL = MKNOD | READ | WRITE
@@ -26,31 +22,34 @@ _MAX_RULES = 400                # of some 6 instructions each; the kernel's olde
 
 # What every container has, after its own rules: mknod of anything (which gives no access), and the devices that the
 # specification has in every /dev.
-DEFAULT = [
-    DeviceRule(True, "c", None, None, "m"),
-    DeviceRule(True, "b", None, None, "m"),
-    *(DeviceRule(True, "c", 1, minor, "rwm") for minor in (3, 5, 7, 8, 9)),  # null, zero, full, random, urandom
-    DeviceRule(True, "c", 5, 0, "rwm"),         # tty
-    DeviceRule(True, "c", 5, 2, "rwm"),         # ptmx
-    DeviceRule(True, "c", 136, None, "rwm"),    # pts
-]
+DEFAULT: list[dict] = [
+    {"allow": True, "type": "c", "access": "m"},
+    {"allow": True, "type": "b", "access": "m"},
+    *(
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        for major, minor in (
+            (1, 3), (1, 5), (1, 7), (1, 8), (1, 9),     # null, zero, full, random, urandom
+            (5, 0), (5, 2), (136, None),                # tty, ptmx, pts
+        )
+    ),
+]  # fmt: skip
 
 Key = tuple[str, int | None, int | None]
 
 
-def rows(rules: Iterable[DeviceRule]) -> list[tuple[bool, Key, int]]:
+def rows(rules: list[dict]) -> list[tuple[bool, Key, int]]:
     """Checked: whether it allows, type (``a`` for both) and numbers, and bits of access. Raises ContainerError."""
     result: list[tuple[bool, Key, int]] = []
     for rule in rules:
-        kind = rule.type or "a"
-        access = rule.access if rule.access is not None else "rwm"
-        if kind not in ("a", "b", "c") or not access or set(access) - set(_BITS):
+        kind = rule.get("type") or "a"
+        access = rule.get("access") or "rwm"
+        if kind not in ("a", "b", "c") or set(access) - set(_BITS):
             raise refuse("devices", f"type '{kind}', access '{access}': types are a, b, c, access some of r, w, m")
-        major, minor = (None if number in (None, -1) else number for number in (rule.major, rule.minor))
+        major, minor = (None if number in (None, -1) else number for number in (rule.get("major"), rule.get("minor")))
         if not 0 <= (major or 0) < 1 << 31 or not 0 <= (minor or 0) < 1 << 31:
-            raise refuse("devices", f"{rule.major}:{rule.minor} are no numbers of a device's")
+            raise refuse("devices", f"{major}:{minor} are no numbers of a device's")
         bits = sum(_BITS[letter] for letter in set(access))
-        result.append((rule.allow, (kind, major, minor), bits))
+        result.append((rule.get("allow", False), (kind, major, minor), bits))
     if len(result) > _MAX_RULES:
         raise refuse("devices", f"{len(result)} rules; {_MAX_RULES} are the most")
     return result
@@ -64,7 +63,7 @@ def _overlap(one: Key, other: Key) -> bool:
     return all(a == b or None in (a, b) or "a" in (a, b) for a, b in zip(one, other, strict=True))
 
 
-def lists(rules: Iterable[DeviceRule]) -> tuple[bool, dict[Key, int]]:
+def lists(rules: list[dict]) -> tuple[bool, dict[Key, int]]:
     """For v1: whether all is allowed, and the exceptions to that. Raises ContainerError for what v1 can't say."""
     allowed, exceptions = False, dict[Key, int]()
     for allow, key, bits in rows(rules):
@@ -96,23 +95,23 @@ def _line(key: Key, bits: int) -> str:
     return f"{kind} {numbers} " + "".join(letter for letter in "rwm" if bits & _BITS[letter])
 
 
-def write_lists(folder: Path, rules: Iterable[DeviceRule]) -> None:
+def write_lists(folder: str, rules: list[dict]) -> None:
     """v1. Between two lists of allowed devices only what differs is written: a running container doesn't lose, for a
     moment, what it keeps. Raises OSError, ContainerError."""
     allowed, wanted = lists(rules)
     now = listed(folder)
     if allowed or now is None:
-        _write(folder, "devices.allow" if allowed else "devices.deny", "a")
+        put(folder, "devices.allow" if allowed else "devices.deny", "a")
         now = {}
     changes = {key: (now.get(key, 0), wanted.get(key, 0)) for key in now | wanted}
     for key, (has, wants) in changes.items():
         if wants & ~has:
-            _write(folder, "devices.deny" if allowed else "devices.allow", _line(key, wants & ~has))
+            put(folder, "devices.deny" if allowed else "devices.allow", _line(key, wants & ~has))
         if has & ~wants:
-            _write(folder, "devices.deny", _line(key, has & ~wants))
+            put(folder, "devices.deny", _line(key, has & ~wants))
 
 
-def listed(folder: Path) -> dict[Key, int] | None:
+def listed(folder: str) -> dict[Key, int] | None:
     """What v1's cgroup allows; ``None``: all, but exceptions that the kernel doesn't tell."""
     result: dict[Key, int] = {}
     for line in (read(folder, "devices.list") or "").splitlines():
@@ -124,13 +123,10 @@ def listed(folder: Path) -> dict[Key, int] | None:
     return result
 
 
-def _write(folder: Path, file: str, line: str) -> None:
-    with open(folder / file, "w") as out:
-        out.write(line)
-
-
-def program(rules: Iterable[DeviceRule]) -> bytes:
+def program(rules: list[dict]) -> bytes:
     """For v2. Its context is ``struct bpf_cgroup_dev_ctx``: access << 16 | type, major, minor."""
+    from hostel.base.linux import bpf  # ctypes takes 8 ms, which only hosts with v2 need
+
     context, undecided, kind, major, minor = 1, 2, 3, 4, 5  # registers
     asm = bpf.Assembler()
     asm.load(undecided, context, 0)
@@ -160,24 +156,30 @@ def program(rules: Iterable[DeviceRule]) -> bytes:
     return asm.program()
 
 
-def attach(folder: Path, rules: Iterable[DeviceRule]) -> None:
+def attach(folder: str, rules: list[dict]) -> None:
     """v2: in the place of whatever the cgroup has; there is no moment without one. Raises ContainerError."""
+    from hostel.base.linux import bpf
+
     code = program(rules)
-    with contextlib.ExitStack() as stack:
-        try:
-            cgroup = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, cgroup)
-            new = bpf.load(bpf.CGROUP_DEVICE_PROGRAM, code, "hostel_devices")
-            stack.callback(os.close, new)
-            old = bpf.attached(cgroup, bpf.CGROUP_DEVICE)
-            for fd in old:
-                stack.callback(os.close, fd)
-            if len(old) == 1:
-                with contextlib.suppress(OSError):  # before Linux 5.6, or attached by other flags
-                    bpf.attach(cgroup, new, bpf.CGROUP_DEVICE, replace=old[0])
-                    return
-            bpf.attach(cgroup, new, bpf.CGROUP_DEVICE)
-            for fd in old:
-                bpf.detach(cgroup, fd, bpf.CGROUP_DEVICE)
-        except OSError as error:
-            raise ContainerError(f"can't limit devices by eBPF in {folder}: {error.strerror}") from error
+    fds: list[int] = []
+    try:
+        cgroup = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fds.append(cgroup)
+        new = bpf.load(bpf.CGROUP_DEVICE_PROGRAM, code, "hostel_devices")
+        fds.append(new)
+        old = bpf.attached(cgroup, bpf.CGROUP_DEVICE)
+        fds += old
+        if len(old) == 1:
+            try:
+                bpf.attach(cgroup, new, bpf.CGROUP_DEVICE, replace=old[0])
+                return
+            except OSError:  # before Linux 5.6, or attached by other flags
+                pass
+        bpf.attach(cgroup, new, bpf.CGROUP_DEVICE)
+        for fd in old:
+            bpf.detach(cgroup, fd, bpf.CGROUP_DEVICE)
+    except OSError as error:
+        raise ContainerError(f"can't limit devices by eBPF in {folder}: {error.strerror}") from error
+    finally:
+        for fd in fds:
+            os.close(fd)

@@ -1,13 +1,10 @@
 """Standing still and going on: v1's freezer.state, v2's cgroup.freeze."""
 
-import contextlib
 import os
-import select
 import time
 
 from hostel.base.errors import ContainerError
-from hostel.containers.cgroups.setting import read, table
-from hostel.containers.cgroups.stats import Place
+from hostel.containers.cgroups.setting import Place, put, read, table
 
 _SECONDS = 10   # a process in an uninterruptible call stands still only after it
 _AGAIN = 0.02   # v1 may miss one that is forked meanwhile: it is told again
@@ -26,8 +23,10 @@ def freeze(place: Place) -> None:
     try:
         (_freeze_v1 if place.version == 1 else _freeze_v2)(place, deadline)
     except (OSError, TimeoutError) as error:
-        with contextlib.suppress(ContainerError):
+        try:
             thaw(place)
+        except ContainerError:
+            pass
         why = error.strerror if isinstance(error, OSError) and error.strerror else "a process doesn't stand still"
         raise ContainerError(f"can't freeze the cgroup {place.folder}: {why}") from error
 
@@ -35,7 +34,7 @@ def freeze(place: Place) -> None:
 def _freeze_v1(place: Place, deadline: float) -> None:
     pause = 0.0001
     while time.monotonic() < deadline:
-        (place.folder / "freezer.state").write_text("FROZEN")
+        put(place.folder, "freezer.state", "FROZEN")
         again = time.monotonic() + _AGAIN
         while time.monotonic() < again:
             if read(place.folder, "freezer.state") == "FROZEN":
@@ -46,9 +45,11 @@ def _freeze_v1(place: Place, deadline: float) -> None:
 
 
 def _freeze_v2(place: Place, deadline: float) -> None:
-    events = os.open(place.folder / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    import select
+
+    events = os.open(f"{place.folder}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        (place.folder / "cgroup.freeze").write_text("1")
+        put(place.folder, "cgroup.freeze", "1")
         poll = select.poll()
         poll.register(events, select.POLLPRI)
         while not table(place.folder, "cgroup.events").get("frozen"):
@@ -64,6 +65,6 @@ def _freeze_v2(place: Place, deadline: float) -> None:
 def thaw(place: Place) -> None:
     file, value = ("freezer.state", "THAWED") if place.version == 1 else ("cgroup.freeze", "0")
     try:
-        (place.folder / file).write_text(value)
+        put(place.folder, file, value)
     except OSError as error:
         raise ContainerError(f"can't thaw the cgroup {place.folder}: {error.strerror}") from error

@@ -6,116 +6,121 @@ memory and swap, a CPU quota and its period) may come in the wrong order for whe
 refuses for its value is tried again after the others, as long as something changes.
 
 ``add`` moves a process that exists, for which the kernel waits for all CPUs once (15 ms on an idle host). A process
-that is cloned into v2's cgroup (``clone_fd``) and then moves itself into v1's (``enter``) doesn't wait.
+that is cloned into v2's cgroup (``clone_fd``) and then moves itself into v1's (``entries``) doesn't wait.
 
 Rootless, what can't be made is left out, and ``unlimited`` says which settings that concerns.
 """
 
-import contextlib
 import errno
 import os
-import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from hostel.base.errors import ContainerError
-from hostel.containers.cgroups import devices, freezer, limits, oom, stats, v1, v2
+from hostel.containers.cgroups import devices, freezer, tree, v1, v2
+from hostel.containers.cgroups import resources as asked
 from hostel.containers.cgroups.hierarchy import BUILT_IN, V2_NAME
-from hostel.containers.cgroups.resources import Resources
-from hostel.containers.cgroups.setting import Setting, number, read, refuse
-from hostel.containers.cgroups.stats import Place
+from hostel.containers.cgroups.resources import refuse
+from hostel.containers.cgroups.setting import Place, Setting, number, put, read
 
 STATE_VERSION = 1
 _CORE = "cgroup"            # prefix of v2's files that belong to no controller
+_NO_FOLDER = "/nonexistent"
 _DELETE_SECONDS = 10        # for processes that are being killed to be gone
-_KILL_ROUNDS = 100
+_KILL_ROUNDS = 100          # against one that forks, where nothing freezes
+_SIGKILL = 9                # 'import signal' takes 8 ms
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hostel.containers.cgroups.limits import Limit
 
 
 class Cgroup:
     """``places``: by controller, as v1 names it. ``unified``: the folder in v2's hierarchy, where there is one."""
 
-    def __init__(self, id: str, places: dict[str, Place], unified: Path | None, rootless: bool):
+    def __init__(self, id: str, places: dict[str, Place], unified: str | None, rootless: bool):
         self.id, self.places, self.unified, self.rootless = id, places, unified, rootless
         self._new = False       # made by us, and nothing applied yet
 
-    def _folders(self) -> list[Path]:
-        """Each once: controllers may share a hierarchy. v2's comes first, since it is the one that kills at once."""
-        folders = [self.unified] if self.unified else []
-        return list(dict.fromkeys([*folders, *(place.folder for place in self.places.values())]))
+    def folders(self) -> list[str]:
+        """Each once: controllers may share a hierarchy. v2's comes first."""
+        first = [self.unified] if self.unified else []
+        return list(dict.fromkeys([*first, *(place.folder for place in self.places.values())]))
 
     @property
     def paths(self) -> dict[str, str]:
         """The folder of each controller, and v2's under no name."""
-        unified = {"": str(self.unified)} if self.unified else {}
-        return unified | {name: str(place.folder) for name, place in self.places.items()}
+        unified = {"": self.unified} if self.unified else {}
+        return unified | {name: place.folder for name, place in self.places.items()}
 
-    # Limits
-
-    def _settings(self, resources: Resources) -> list[Setting]:
-        """All that is asked but devices. Raises ContainerError for what the version of cgroups doesn't have."""
-        known = 2 if not any(place.version == 1 for place in self.places.values()) else 1
-        result: list[Setting] = []
-        for name in v1.CONTROLLERS:
-            place = self.places.get(name, Place(known, Path("/nonexistent")))
-            settings = (v2.CONTROLLERS if place.version == 2 else v1.CONTROLLERS).get(name, v1.CONTROLLERS[name])
-            result += settings(resources, place.folder)
-        for setting in v2.unified(resources):
-            if self.places.get(setting.controller, Place(2, Path())).version == 1:
-                raise refuse(setting.name, f"this host has the controller {setting.controller} in cgroup v1")
-            result.append(setting)
-        return result
-
-    def _folder(self, controller: str) -> Path | None:
+    def _folder(self, controller: str) -> str | None:
         if controller == _CORE:
             return self.unified
         return self.places[controller].folder if controller in self.places else None
 
-    def unlimited(self, resources: Resources) -> list[str]:
+    # Limits
+
+    def _settings(self, resources: dict) -> list[Setting]:
+        """All that is asked but devices. Raises ContainerError for what the version of cgroups doesn't have."""
+        version = 1 if not self.unified or any(place.version == 1 for place in self.places.values()) else 2
+        result: list[Setting] = []
+        for name in v1.CONTROLLERS:
+            place = self.places.get(name) or Place(version, _NO_FOLDER)
+            table = v1.CONTROLLERS if place.version == 1 else v2.CONTROLLERS
+            result += table[name](resources, place.folder)
+        for setting in v2.unified(resources):
+            if setting.controller in self.places and self.places[setting.controller].version == 1:
+                raise refuse(setting.name, f"this host has the controller {setting.controller} in cgroup v1")
+            result.append(setting)
+        return result
+
+    def unlimited(self, resources: dict) -> list[str]:
         """What of ``resources`` can't be limited here: the host hasn't the controller, or doesn't let us. Their names,
-        as the specification has them."""
-        names = []
+        as the specification has them. Rootless, devices aren't among them: a user namespace lets nobody make any."""
+        names: dict[str, None] = {}
         for setting in self._settings(resources):
             folder = self._folder(setting.controller)
-            if not setting.optional and (folder is None or not _may(folder)):
-                names.append(setting.name)
-        if not self.rootless and not {"devices"} & set(self.places):
-            names.append("devices")
-        return list(dict.fromkeys(names))
+            if not setting.optional and (folder is None or not tree.may_write(folder)):
+                names[setting.name] = None
+        if not self.rootless and "devices" not in self.places:
+            names["devices"] = None
+        return list(names)
 
-    def check(self, resources: Resources) -> None:
+    def check(self, resources: dict) -> None:
         """Raises ContainerError, by the setting's name, for what is impossible or can't be limited here."""
-        v1.check(resources)
-        if "devices" in self.places and self.places["devices"].version == 1:
-            devices.lists([*(resources.devices or []), *devices.DEFAULT])
+        asked.check(resources)
+        rules = [*(resources.get("devices") or []), *devices.DEFAULT]
+        if not self.rootless and "devices" in self.places and self.places["devices"].version == 1:
+            devices.lists(rules)
         else:
-            devices.rows(resources.devices or [])
+            devices.rows(rules)
         if names := self.unlimited(resources):
-            why = "it isn't delegated to us" if self.rootless else "the host has no cgroup controller for it"
+            why = "that isn't delegated to us" if self.rootless else "the host has no cgroup controller for that"
             raise ContainerError(f"linux.resources: {', '.join(names)} can't be limited here: {why}")
 
-    def apply(self, resources: Resources) -> None:
+    def apply(self, resources: dict) -> None:
         """Set what is asked, and leave the rest. The first time devices are limited in any case, to the standard ones.
         When it fails, values that have changed are set back. Raises ContainerError."""
         settings = self._settings(resources)
-        if resources.memory and resources.memory.check_before_update:
-            self._check_usage(resources)
-        undo: list[tuple[Path, str, str]] = []
+        if (resources.get("memory") or {}).get("checkBeforeUpdate"):
+            self._check_usage(resources["memory"])
+        undo: list[tuple[str, str, str]] = []
         try:
             self._write(settings, undo)
-            if (resources.devices is not None or self._new) and not self.rootless and "devices" in self.places:
-                self._limit_devices(resources)
+            if (resources.get("devices") is not None or self._new) and not self.rootless and "devices" in self.places:
+                self._limit_devices(resources.get("devices") or [])
         except ContainerError:
             for folder, file, old in reversed(undo):
-                with contextlib.suppress(OSError):
-                    _put(folder / file, old)
+                try:
+                    put(folder, file, old)
+                except OSError:
+                    pass
             raise
         self._new = False
 
-    def _write(self, settings: list[Setting], undo: list[tuple[Path, str, str]]) -> None:
+    def _write(self, settings: list[Setting], undo: list[tuple[str, str, str]]) -> None:
         while settings:
-            again: list[tuple[Setting, ContainerError]] = []
+            refused: list[tuple[Setting, ContainerError]] = []
             for setting in settings:
                 try:
                     self._write_one(setting, undo)
@@ -123,20 +128,16 @@ class Cgroup:
                     told = self._told(setting, error)
                     if error.errno != errno.EINVAL:
                         raise told from error
-                    again.append((setting, told))
-            if len(again) == len(settings):
-                raise again[0][1]
-            settings = [setting for setting, _ in again]
+                    refused.append((setting, told))
+            if len(refused) == len(settings):
+                raise refused[0][1]
+            settings = [setting for setting, _ in refused]
 
-    def _write_one(self, setting: Setting, undo: list[tuple[Path, str, str]]) -> None:
-        folder = self._folder(setting.controller)
-        if folder is None:
-            if setting.optional:
-                return
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    def _write_one(self, setting: Setting, undo: list[tuple[str, str, str]]) -> None:
+        folder = self._folder(setting.controller) or _NO_FOLDER
+        old = None if self._new else read(folder, setting.file)
         try:
-            old = read(folder, setting.file)
-            _put(folder / setting.file, setting.value)
+            put(folder, setting.file, setting.value)
         except FileNotFoundError:
             if setting.otherwise:
                 self._write_one(setting.otherwise, undo)
@@ -148,97 +149,95 @@ class Cgroup:
 
     def _told(self, setting: Setting, error: OSError) -> ContainerError:
         folder = self._folder(setting.controller)
-        if error.errno == errno.ENOENT:
+        if error.errno == errno.ENOENT or folder is None:
             return refuse(setting.name, f"this kernel has no {setting.file} for a cgroup here")
-        if error.errno == errno.EBUSY and setting.controller == "memory" and folder:
-            usage = number(folder, "memory.usage_in_bytes" if "limit_in_bytes" in setting.file else "memory.current")
+        if error.errno == errno.EBUSY and setting.controller == "memory":
+            usage = number(folder, "memory.usage_in_bytes")
             return refuse(setting.name, f"{setting.value} is under what is used now, {usage}")
         if error.errno in (errno.ENODEV, errno.EOPNOTSUPP):
             return refuse(setting.name, f"'{setting.value}' in {setting.file}: the device or its I/O scheduler can't")
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return refuse(setting.name, f"we may not write {folder}/{setting.file}")
+        if error.errno in _REFUSED:
+            return refuse(setting.name, f"we may not write '{setting.value}' to {folder}/{setting.file}")
         return refuse(setting.name, f"the kernel refuses '{setting.value}' in {setting.file}: {error.strerror}")
 
-    def _check_usage(self, resources: Resources) -> None:
-        assert resources.memory
-        if not (place := self.places.get("memory")):
-            return
-        used = stats.collect({"memory": place}, None)["memory"]
-        for name, kind, limit in (("limit", "usage", resources.memory.limit), ("swap", "swap", resources.memory.swap)):
-            usage = used[kind].get("usage", 0)
-            if limit and 0 < limit < usage:
-                raise refuse(f"memory.{name}", f"{limit} is under what is used now, {usage}")
+    def _check_usage(self, memory: dict) -> None:
+        from hostel.containers.cgroups import stats
 
-    def _limit_devices(self, resources: Resources) -> None:
-        rules = [*(resources.devices or []), *devices.DEFAULT]
-        place = self.places["devices"]
+        if "memory" in self.places:
+            used = stats.collect({"memory": self.places["memory"]}, None)["memory"]
+            for name, kind in (("limit", "usage"), ("swap", "swap")):
+                limit, usage = memory.get(name) or 0, used[kind].get("usage", 0)
+                if 0 < limit < usage:
+                    raise refuse(f"memory.{name}", f"{limit} is under what is used now, {usage}")
+
+    def _limit_devices(self, rules: list[dict]) -> None:
+        rules, place = [*rules, *devices.DEFAULT], self.places["devices"]
         if place.version == 2:
             devices.attach(place.folder, rules)
             return
         try:
             devices.write_lists(place.folder, rules)
         except OSError as error:
-            raise refuse("devices", f"the kernel refuses a rule in {place.folder}: {error.strerror}") from error
+            why = "the cgroup above doesn't allow it" if error.errno == errno.EPERM else error.strerror
+            raise refuse("devices", f"the kernel refuses a rule in {place.folder}: {why}") from error
 
     # The cgroup itself
 
     def create(self) -> None:
         """Make it. One that exists may be had if nothing is in it and it isn't frozen. Raises ContainerError."""
-        for folder in self._folders():
-            if pids := _members(folder, recursive=True):
-                raise ContainerError(f"the cgroup {folder} is in use by {_listed(pids)}: give another cgroupsPath")
-        if "freezer" in self.places and freezer.is_frozen(self.places["freezer"]):
+        if self.frozen():
             raise ContainerError(f"the cgroup {self.places['freezer'].folder} is frozen: thaw it, or give another path")
-        with contextlib.ExitStack() as stack:
-            for folder in self._folders():
+        made: list[str] = []
+        try:
+            for folder in self.folders():
                 try:
-                    self._make(folder, stack)
+                    self._make(folder, made)
                 except OSError as error:
-                    if not self.rootless or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    if not self.rootless or error.errno not in _REFUSED:
                         raise ContainerError(f"can't make the cgroup {folder}: {error.strerror}") from error
-                    self._forget(folder)
-            if self.unified:
-                self._forget_what_is_off(self.unified)
-            self._new = True
-            stack.pop_all()
+                    self._leave_out(folder)
+        except BaseException:
+            for folder in reversed(made):
+                tree.remove(folder)
+            raise
+        if self.unified:
+            # an inner cgroup of v2 may have processes of its own, or keep a controller to itself
+            on = {*(read(self.unified, "cgroup.controllers") or "").split(), *BUILT_IN}
+            for name, place in list(self.places.items()):
+                if place.version == 2 and V2_NAME.get(name, name) not in on:
+                    del self.places[name]
+        self._new = True
 
-    def _make(self, folder: Path, stack: contextlib.ExitStack) -> None:
-        missing = [folder]
-        while not missing[-1].parent.exists():
-            missing.append(missing[-1].parent)
-        for one in reversed(missing):
+    def _make(self, folder: str, made: list[str]) -> None:
+        missing = tree.missing(folder)
+        if not missing and (pids := tree.members(folder)):
+            raise ContainerError(f"the cgroup {folder} is in use by {_listed(pids)}: give another linux.cgroupsPath")
+        cpuset = self.places.get("cpuset")
+        for one in missing or [folder]:
             if folder == self.unified:
-                _enable(one.parent)
-            with contextlib.suppress(FileExistsError):
-                one.mkdir(0o755)
-                stack.callback(_remove, one)
-            if "cpuset" in self.places and self.places["cpuset"] == Place(1, folder):
-                _inherit(one)
+                tree.enable(os.path.dirname(one))
+            if tree.make(one):
+                made.append(one)
+            if cpuset and cpuset.version == 1 and cpuset.folder == folder:
+                tree.inherit(one)
 
-    def _forget(self, folder: Path) -> None:
+    def _leave_out(self, folder: str) -> None:
         """A hierarchy that won't have us."""
         self.places = {name: place for name, place in self.places.items() if place.folder != folder}
         if self.unified == folder:
             self.unified = None
 
-    def _forget_what_is_off(self, folder: Path) -> None:
-        """Controllers that v2's cgroup didn't get: one above has processes of its own, or keeps them to itself."""
-        on = {*(read(folder, "cgroup.controllers") or "").split(), *BUILT_IN}
-        self.places = {
-            name: place for name, place in self.places.items()
-            if place.version == 1 or V2_NAME.get(name, name) in on
-        }  # fmt: skip
-
     def add(self, pid: int, beside: int | None = None) -> None:
         """Move a process in, with all its threads. ``beside``: a process of the container's, in whose cgroup it may be
         instead where v2's has become one that others are in. Raises ContainerError."""
-        for folder in self._folders():
+        for folder in self.folders():
             try:
-                _put(folder / "cgroup.procs", str(pid))
+                put(folder, "cgroup.procs", str(pid))
             except OSError as error:
                 if error.errno == errno.EBUSY and beside and folder == self.unified:
-                    with contextlib.suppress(OSError, StopIteration):
-                        _put(next(_inner(folder, beside)) / "cgroup.procs", str(pid))
+                    inner = [one for one in tree.walk(folder) if beside in tree.members(one, recursive=False)]
+                    if inner:
+                        put(inner[0], "cgroup.procs", str(pid))
                         continue
                 raise ContainerError(f"can't put process {pid} into the cgroup {folder}: {error.strerror}") from error
 
@@ -246,34 +245,41 @@ class Cgroup:
         """For clone3's CLONE_INTO_CGROUP: v2's folder, for the caller to close; ``None`` without v2."""
         return os.open(self.unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if self.unified else None
 
-    def enter(self, cloned: bool = False) -> None:
-        """Move the calling process in, which must have one thread only; ``cloned``: by ``clone_fd``, so that it is in
-        v2's already. Raises OSError."""
-        for folder in self._folders():
-            if folder != self.unified:
-                _put(folder / "tasks", "0")
-            elif not cloned:
-                _put(folder / "cgroup.procs", "0")
+    def entries(self, cloned: bool = False) -> list[str]:
+        """The files into which a process with one thread writes ``0`` to move itself in; ``cloned``: but v2's, where it
+        is by ``clone_fd``."""
+        files = ["" if folder == self.unified else f"{folder}/tasks" for folder in self.folders()]
+        return [file or f"{self.unified}/cgroup.procs" for file in files if file or not cloned]
 
     def pids(self, recursive: bool = True) -> list[int]:
         """Its processes, in the numbers of our own PID namespace."""
         found: set[int] = set()
-        for folder in self._folders()[:2]:  # a container may have moved its own about in v2's hierarchy
-            found.update(_members(folder, recursive))
+        for folder in self.folders()[:2]:  # v2's and one of v1's, where the container may have moved about
+            found.update(tree.members(folder, recursive))
         return sorted(found - {0})
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> dict:
+        """The data of ``runc events --stats``."""
+        from hostel.containers.cgroups import stats
+
         return stats.collect(self.places, self.unified)
 
-    def limits(self) -> list[limits.Limit]:
+    def limits(self) -> "list[Limit]":
+        """Each limit beside its use."""
+        from hostel.containers.cgroups import limits
+
         return limits.collect(self.places)
 
     def oom_fd(self) -> int | None:
         """A descriptor that can be read from when the kernel has killed for memory, or did something close to it:
         read it, then ask ``oom_kills``. For the caller to close; ``None`` without the controller."""
+        from hostel.containers.cgroups import oom
+
         return oom.watch(self.places["memory"]) if "memory" in self.places else None
 
     def oom_kills(self) -> int:
+        from hostel.containers.cgroups import oom
+
         return oom.kills(self.places["memory"]) if "memory" in self.places else 0
 
     def freeze(self) -> None:
@@ -291,147 +297,63 @@ class Cgroup:
             raise ContainerError("this cgroup can't be paused: the host has no freezer for it, or we may not use it")
         return self.places["freezer"]
 
-    def kill(self, signum: int = signal.SIGKILL) -> None:
+    def kill(self, signum: int = _SIGKILL) -> None:
         """Send the signal to every process. None escapes SIGKILL by forking: v2 kills a cgroup at once (Linux 5.14),
         and else they are frozen meanwhile, or as many rounds are made as it takes."""
         killed: set[int] = set()
-        if signum == signal.SIGKILL and self.unified and (self.unified / "cgroup.kill").exists():
-            with contextlib.suppress(OSError):
-                killed = set(_members(self.unified, recursive=True))
-                _put(self.unified / "cgroup.kill", "1")
-        for _ in range(_KILL_ROUNDS if signum == signal.SIGKILL else 1):
-            if not (set(self.pids()) - killed):
+        if signum == _SIGKILL and self.unified and os.path.exists(f"{self.unified}/cgroup.kill"):
+            killed = set(tree.members(self.unified))
+            put(self.unified, "cgroup.kill", "1")
+        for _ in range(_KILL_ROUNDS if signum == _SIGKILL else 1):
+            if not set(self.pids()) - killed:
                 return
-            with self._held():
-                for pid in set(self.pids()) - killed:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signum)
-            if "freezer" in self.places:
+            held = self._hold()
+            for pid in set(self.pids()) - killed:
+                try:
+                    os.kill(pid, signum)
+                except ProcessLookupError:
+                    pass
+            if held:
+                self.thaw()  # one of v1 dies only when it goes on
                 return
 
-    @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
-        """Frozen, as far as that goes."""
-        if "freezer" not in self.places:
-            yield
-            return
-        with contextlib.suppress(ContainerError):
-            freezer.freeze(self.places["freezer"])
+    def _hold(self) -> bool:
+        """Whether all stand still."""
         try:
-            yield
-        finally:
-            with contextlib.suppress(ContainerError):
-                freezer.thaw(self.places["freezer"])
+            self.freeze()
+        except ContainerError:
+            return False
+        return True
 
     def delete(self) -> None:
         """Remove it, and what the container made below it. Waits for processes that are being killed. Raises
         ContainerError."""
-        deadline = time.monotonic() + _DELETE_SECONDS
-        for folder in self._folders():
-            pause = 0.0005
-            while not _remove(folder):
+        deadline, pause = time.monotonic() + _DELETE_SECONDS, 0.0005
+        for folder in self.folders():
+            while not tree.remove(folder):
                 if time.monotonic() > deadline:
-                    pids = _members(folder, recursive=True)
-                    who = f" in use by {_listed(pids)}" if pids else " in use"
-                    raise ContainerError(f"can't remove the cgroup {folder}: it is{who}")
+                    pids = tree.members(folder)
+                    by = f" by {_listed(pids)}" if pids else ""
+                    raise ContainerError(f"can't remove the cgroup {folder}: it is in use{by}")
                 time.sleep(pause)
                 pause = min(pause * 2, 0.05)
 
     def exists(self) -> bool:
-        return any(folder.exists() for folder in self._folders())
+        return any(os.path.isdir(folder) for folder in self.folders())
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict:
         """For a file; ``from_state`` reads it."""
         return {
-            "version": STATE_VERSION, "id": self.id, "rootless": self.rootless,
-            "unified": str(self.unified) if self.unified else None,
-            "places": {name: [place.version, str(place.folder)] for name, place in self.places.items()},
+            "version": STATE_VERSION, "id": self.id, "rootless": self.rootless, "unified": self.unified,
+            "places": {name: [place.version, place.folder] for name, place in self.places.items()},
         }  # fmt: skip
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Cgroup":
+    def from_state(cls, state: dict) -> "Cgroup":
         if state.get("version") != STATE_VERSION:
             raise ContainerError(f"a cgroup's state of version {state.get('version')}; this hostel has {STATE_VERSION}")
-        places = {name: Place(version, Path(folder)) for name, (version, folder) in state["places"].items()}
-        unified = state["unified"]
-        return cls(state["id"], places, Path(unified) if unified else None, state["rootless"])
-
-
-def _put(path: Path, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)  # a kernel's file is never made
-    try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)
-
-
-def _may(folder: Path) -> bool:
-    """Whether it can be made, or its files written."""
-    while not folder.exists():
-        folder = folder.parent
-    return os.access(folder, os.W_OK)
-
-
-def _members(folder: Path, recursive: bool) -> list[int]:
-    found: list[int] = []
-    for one in _tree(folder) if recursive else [folder]:
-        with contextlib.suppress(OSError):  # gone, or a v2 cgroup of threads, whose processes are its parent's
-            found += [int(line) for line in (one / "cgroup.procs").read_text().split()]
-    return found
-
-
-def _tree(folder: Path) -> list[Path]:
-    """What is below, then it."""
-    try:
-        below = [entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        below = []
-    return [*(path for one in below for path in _tree(Path(one))), folder]
-
-
-def _remove(folder: Path) -> bool:
-    """Whether it is gone."""
-    try:
-        os.rmdir(folder)  # the usual case: nothing below
-        return True
-    except FileNotFoundError:
-        return True
-    except OSError:
-        pass
-    for one in _tree(folder)[:-1]:
-        with contextlib.suppress(OSError):
-            one.rmdir()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-    return not folder.exists()
-
-
-def _enable(folder: Path) -> None:
-    """v2: for the cgroups in ``folder``, of its controllers all that can be. Which those are is seen afterwards."""
-    have = set((read(folder, "cgroup.controllers") or "").split())
-    off = sorted(have - set((read(folder, "cgroup.subtree_control") or "").split()))
-    if not off:
-        return
-    try:
-        _put(folder / "cgroup.subtree_control", " ".join(f"+{name}" for name in off))
-    except OSError:  # one that can't be keeps none of the others
-        for name in off:
-            with contextlib.suppress(OSError):
-                _put(folder / "cgroup.subtree_control", f"+{name}")
-
-
-def _inherit(folder: Path) -> None:
-    """v1's cpuset begins empty, and takes no process then."""
-    for file in ("cpuset.cpus", "cpuset.mems"):
-        if read(folder, file) == "":
-            _put(folder / file, read(folder.parent, file) or "")
-
-
-def _inner(folder: Path, pid: int) -> Iterator[Path]:
-    """The cgroup of v2's below ``folder`` that ``pid`` is in."""
-    for one in _tree(folder):
-        if str(pid) in (one / "cgroup.procs").read_text().split():
-            yield one
+        places = {name: Place(*place) for name, place in state["places"].items()}
+        return cls(state["id"], places, state["unified"], state["rootless"])
 
 
 def _listed(pids: list[int]) -> str:

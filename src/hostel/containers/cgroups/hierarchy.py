@@ -4,77 +4,71 @@ A host has the hierarchies of v1, each with some controllers; or v2's, with all 
 controller is in one or the other. Where it is decides which files limit it (``v1``, ``v2``).
 """
 
-import re
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-
 from hostel.base.errors import ContainerError
+from hostel.containers.cgroups.setting import read
 
 # What v2 can do in each of its cgroups, without a controller by that name.
-BUILT_IN = ("devices", "freezer")
+BUILT_IN = {"devices", "freezer"}
 # v1's names for what v2 calls otherwise.
 V2_NAME = {"blkio": "io"}
 
 
-@dataclass(frozen=True)
 class Mount:
     """A hierarchy: ``point`` shows its cgroup ``root``; we are in its cgroup ``own``."""
 
-    point: Path
-    root: str
-    own: str
+    __slots__ = ("point", "root", "own")
 
-    def folder(self, path: str) -> Path:
-        """Of the cgroup ``path``, absolute in the hierarchy, of what we see of it."""
-        return self.point / path.lstrip("/")
+    def __init__(self, point: str, root: str, own: str):
+        self.point, self.root, self.own = point, root, own
 
-    def ours(self) -> str:
-        """Our own cgroup, as what we see of the hierarchy has it."""
-        own, root = PurePosixPath(self.own), PurePosixPath(self.root)
-        if ".." in own.parts or not own.is_relative_to(root):
+    def ours(self) -> list[str]:
+        """The names from what we see of the hierarchy to our own cgroup."""
+        root = self.root.rstrip("/") + "/"
+        own = self.own.rstrip("/") + "/"
+        if "/../" in own or not own.startswith(root):
             raise ContainerError(
                 f"our own cgroup {self.own} isn't under {self.point}, which shows {self.root}:"
-                " give an absolute cgroupsPath"
+                " give linux.cgroupsPath as an absolute path"
             )
-        return "/" + "/".join(own.relative_to(root).parts)
+        return own[len(root) :].split("/")[:-1]
 
 
-@dataclass
 class Hierarchies:
-    v1: dict[str, Mount] = field(default_factory=dict)  # by controller; name=systemd too
-    v2: Mount | None = None
+    """``v1`` by controller, ``name=systemd`` too."""
+
+    def __init__(self, v1: dict[str, Mount], v2: Mount | None):
+        self.v1, self.v2 = v1, v2
 
     def available(self) -> set[str]:
         """The controllers of v2, as its topmost cgroup that we see has them."""
-        if self.v2 is None:
-            return set()
-        try:
-            return set((self.v2.point / "cgroup.controllers").read_text().split())
-        except OSError:
-            return set()
+        return set((read(self.v2.point, "cgroup.controllers") or "").split()) if self.v2 else set()
 
 
-def find(proc: Path = Path("/proc/self")) -> Hierarchies:
+def find(proc: str = "/proc/self") -> Hierarchies:
     """The host's. Where one is mounted twice, the first counts."""
     own: dict[str, str] = {}
-    for line in (proc / "cgroup").read_text().splitlines():
+    for line in (read(proc, "cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
             own[controller] = path
-    found = Hierarchies()
-    for line in (proc / "mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split(" ", 2)
+    old: dict[str, Mount] = {}
+    new = None
+    for line in (read(proc, "mountinfo") or "").splitlines():
+        before, _, after = line.partition(" - cgroup")  # file systems have many other mounts
+        if not after:
+            continue
         root, point = (_unescaped(part) for part in before.split(" ")[3:5])
-        if kind == "cgroup2" and found.v2 is None:
-            found.v2 = Mount(Path(point), root, own.get("", "/"))
-        elif kind == "cgroup":
-            for option in options.split(","):
-                if option in own and option not in found.v1:
-                    found.v1[option] = Mount(Path(point), root, own[option])
-    return found
+        if after.startswith("2 "):
+            new = new or Mount(point, root, own.get("", "/"))
+        elif after.startswith(" "):
+            for option in after.rsplit(" ", 1)[1].split(","):
+                if option in own:
+                    old.setdefault(option, Mount(point, root, own[option]))
+    return Hierarchies(old, new)
 
 
 def _unescaped(text: str) -> str:
     """mountinfo has spaces and the like as octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+    for code in (" ", "\t", "\n", "\\"):
+        text = text.replace(f"\\{ord(code):03o}", code)
+    return text

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from hostel.containers.cgroups.setting import UNLIMITED, limited, number, read, table
-from hostel.containers.cgroups.stats import Place, Places, entries, numbers, page_sizes
+from hostel.containers.cgroups.setting import UNLIMITED, Place, limited, number, read, table
+from hostel.containers.cgroups.stats import Places, entries, numbers, page_sizes
 
 
 class Limit(msgspec.Struct, frozen=True):

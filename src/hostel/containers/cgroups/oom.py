@@ -5,8 +5,7 @@ import os
 
 from hostel.base.errors import ContainerError
 from hostel.base.linux.syscall import syscall
-from hostel.containers.cgroups.setting import table
-from hostel.containers.cgroups.stats import Place
+from hostel.containers.cgroups.setting import Place, put, table
 
 _INOTIFY_INIT1, _INOTIFY_ADD_WATCH = 294, 254
 _IN_MODIFY = 2
@@ -17,7 +16,7 @@ def kills(place: Place) -> int:
     if place.version == 2:
         return table(place.folder, "memory.events").get("oom_kill", 0)
     folders = (folder for folder, _, _ in os.walk(place.folder))
-    return sum(table(place.folder / folder, "memory.oom_control").get("oom_kill", 0) for folder in folders)
+    return sum(table(folder, "memory.oom_control").get("oom_kill", 0) for folder in folders)
 
 
 def watch(place: Place) -> int:
@@ -29,11 +28,11 @@ def watch(place: Place) -> int:
 
 
 def _eventfd(place: Place) -> int:
-    control = os.open(place.folder / "memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+    control = os.open(f"{place.folder}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
     try:
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            (place.folder / "cgroup.event_control").write_text(f"{event} {control}")
+            put(place.folder, "cgroup.event_control", f"{event} {control}")
         except OSError:
             os.close(event)
             raise
@@ -45,7 +44,7 @@ def _eventfd(place: Place) -> int:
 def _inotify(place: Place) -> int:
     fd = syscall(_INOTIFY_INIT1, os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        path = ctypes.c_char_p(os.fsencode(place.folder / "memory.events"))
+        path = ctypes.c_char_p(os.fsencode(f"{place.folder}/memory.events"))
         syscall(_INOTIFY_ADD_WATCH, fd, path, _IN_MODIFY)
     except OSError:
         os.close(fd)

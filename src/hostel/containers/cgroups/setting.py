@@ -1,35 +1,59 @@
-"""One value for one of a cgroup's files, and the reading of such files."""
+"""One value for one of a cgroup's files; where such files are; and the reading of them."""
 
-from pathlib import Path
-from typing import NamedTuple
-
-from hostel.base.errors import ContainerError
+import os
 
 UNLIMITED = (1 << 64) - 1   # as other runtimes' statistics have v2's "max"
 
 
-class Setting(NamedTuple):
-    controller: str     # as v1 names it: blkio, also for v2's io
-    name: str           # the specification's, after linux.resources: memory.limit
-    file: str
-    value: str
-    optional: bool = False  # older kernels lack the file, and nothing is lost by that
-    otherwise: "Setting | None" = None  # where there is no such file
+class Setting:
+    """``controller`` is as v1 names it (blkio, also for v2's io), ``name`` the specification's, after
+    linux.resources. ``optional``: older kernels lack the file, and nothing is lost by that. ``otherwise``: where there
+    is no such file."""
+
+    __slots__ = ("controller", "name", "file", "value", "optional", "otherwise")
+
+    def __init__(
+        self, controller: str, name: str, file: str, value: object, optional: bool = False,
+        otherwise: "Setting | None" = None,
+    ):  # fmt: skip
+        self.controller, self.name, self.file, self.value = controller, name, file, str(value)
+        self.optional, self.otherwise = optional, otherwise
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.value} > {self.file}"
 
 
-def refuse(name: str, why: str) -> ContainerError:
-    return ContainerError(f"linux.resources.{name}: {why}")
+class Place:
+    """Where a controller has the cgroup: in which version of cgroups, and in which folder."""
+
+    __slots__ = ("version", "folder")
+
+    def __init__(self, version: int, folder: str):
+        self.version, self.folder = version, folder
+
+    def __repr__(self) -> str:
+        return f"v{self.version} {self.folder}"
 
 
-def read(folder: Path, file: str) -> str | None:
-    """Without its newline; ``None`` where there is no such file, or no device or memory that it is about."""
+def put(folder: str, file: str, value: str) -> None:
+    """One write, to a file that is there: the kernel's are never made."""
+    fd = os.open(f"{folder}/{file}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
-        return (folder / file).read_text().rstrip("\n")
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def read(folder: str, file: str) -> str | None:
+    """Without its newline; ``None`` where there is no such file."""
+    try:
+        with open(f"{folder}/{file}") as text:
+            return text.read().rstrip("\n")
     except OSError:
         return None
 
 
-def number(folder: Path, file: str) -> int | None:
+def number(folder: str, file: str) -> int | None:
     """``max`` is ``UNLIMITED``."""
     text = read(folder, file)
     if not text:
@@ -42,7 +66,7 @@ def limited(value: int | None) -> bool:
     return value is not None and 0 <= value < 1 << 62
 
 
-def table(folder: Path, file: str) -> dict[str, int]:
+def table(folder: str, file: str) -> dict[str, int]:
     """A flat keyed file: a name and a number a line."""
     rows = (line.rsplit(None, 1) for line in (read(folder, file) or "").splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].lstrip("-").isdigit()}

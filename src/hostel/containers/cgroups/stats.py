@@ -4,26 +4,17 @@ Nanoseconds of CPU time, bytes of memory; entries of block devices by operation.
 the names that v1 has for the same.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+import os
 
-from hostel.containers.cgroups.setting import UNLIMITED, number, read, table
+from hostel.containers.cgroups.setting import UNLIMITED, Place, number, read, table
 
 _TICK = 10_000_000      # ns: cpuacct.stat counts in USER_HZ, which is 100 on x86
 
 
-class Place(NamedTuple):
-    """Where a controller has the cgroup."""
-
-    version: int
-    folder: Path
+Places = dict[str, Place]
 
 
-Places = Mapping[str, Place]
-
-
-def collect(places: Places, unified: Path | None) -> dict[str, Any]:
+def collect(places: Places, unified: str | None) -> dict:
     """``unified``: the cgroup in v2's hierarchy, which has pressures even where the controllers are v1's."""
     cpu, memory, blkio = _cpu(places), _memory(places), _blkio(places)
     if unified:
@@ -36,7 +27,7 @@ def collect(places: Places, unified: Path | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def psi(folder: Path, file: str) -> dict[str, dict[str, float]]:
+def psi(folder: str, file: str) -> dict[str, dict[str, float]]:
     """Pressure stall information: shares of the time, in percent, and microseconds in all."""
     result = {}
     for line in (read(folder, file) or "").splitlines():
@@ -46,8 +37,8 @@ def psi(folder: Path, file: str) -> dict[str, dict[str, float]]:
     return result
 
 
-def _cpu(places: Places) -> dict[str, Any]:
-    usage: dict[str, Any] = {"kernel": 0, "user": 0}
+def _cpu(places: Places) -> dict:
+    usage: dict = {"kernel": 0, "user": 0}
     throttling: dict[str, int] = {}
     place = places.get("cpu")
     if place and place.version == 2 or place is None and "cpuacct" not in places:
@@ -85,10 +76,10 @@ def numbers(text: str) -> list[int]:
     return result
 
 
-def _cpuset(places: Places) -> dict[str, Any]:
+def _cpuset(places: Places) -> dict:
     if not (place := places.get("cpuset")):
         return {}
-    result: dict[str, Any] = {}
+    result: dict = {}
     for key in ("cpus", "mems"):
         file = f"cpuset.effective_{key}" if place.version == 1 else f"cpuset.{key}.effective"
         result[key] = numbers(read(place.folder, file) or "")
@@ -101,13 +92,13 @@ def _cpuset(places: Places) -> dict[str, Any]:
     return result
 
 
-def _memory(places: Places) -> dict[str, Any]:
+def _memory(places: Places) -> dict:
     if not (place := places.get("memory")):
         return {}
     folder = place.folder
     raw = table(folder, "memory.stat")
     if place.version == 1:
-        result: dict[str, Any] = {"cache": raw.get("cache", 0), "raw": raw}
+        result: dict = {"cache": raw.get("cache", 0), "raw": raw}
         for name, prefix in (("usage", ""), ("swap", "memsw."), ("kernel", "kmem."), ("kernelTCP", "kmem.tcp.")):
             result[name] = _without_none({
                 key: number(folder, f"memory.{prefix}{file}") for key, file in (
@@ -141,9 +132,9 @@ def _pids(places: Places) -> dict[str, int]:
     return result
 
 
-def entries(text: str | None) -> list[dict[str, Any]]:
+def entries(text: str | None) -> list[dict]:
     """v1's block I/O files: ``8:0 Read 4096``, or ``8:0 4096``; totals at the end don't count."""
-    result: list[dict[str, Any]] = []
+    result: list[dict] = []
     for line in (text or "").splitlines():
         words = line.split()
         major, colon, minor = words[0].partition(":")
@@ -153,12 +144,12 @@ def entries(text: str | None) -> list[dict[str, Any]]:
     return result
 
 
-def _blkio(places: Places) -> dict[str, Any]:
+def _blkio(places: Places) -> dict:
     if not (place := places.get("blkio")):
         return {}
     if place.version == 2:
-        size: list[dict[str, Any]] = []
-        count: list[dict[str, Any]] = []
+        size: list[dict] = []
+        count: list[dict] = []
         for line in (read(place.folder, "io.stat") or "").splitlines():
             which, *fields = line.split()
             major, _, minor = which.partition(":")
@@ -182,8 +173,8 @@ def _blkio(places: Places) -> dict[str, Any]:
 def page_sizes(place: Place) -> list[str]:
     """Of huge pages that the cgroup counts: 2MB, 1GB."""
     ending = ".limit_in_bytes" if place.version == 1 else ".max"
-    names = (path.name.split(".")[1] for path in place.folder.glob(f"hugetlb.*{ending}") if ".rsvd." not in path.name)
-    return sorted(names)
+    names = (name for name in os.listdir(place.folder) if name.startswith("hugetlb.") and name.endswith(ending))
+    return sorted(name.split(".")[1] for name in names if ".rsvd." not in name)
 
 
 def _hugetlb(places: Places) -> dict[str, dict[str, int]]:

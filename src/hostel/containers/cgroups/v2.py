@@ -10,116 +10,107 @@ The specification counts as v1 does. What becomes of it:
 - **reservation** is memory.low.
 """
 
-import math
-from collections.abc import Iterator
-from pathlib import Path
-
 from hostel.containers.cgroups import v1
-from hostel.containers.cgroups.resources import Resources
-from hostel.containers.cgroups.setting import UNLIMITED, Setting, number, read, refuse
+from hostel.containers.cgroups.resources import THROTTLES, refuse
+from hostel.containers.cgroups.setting import UNLIMITED, Setting, number, read
 
 
 def weight_of_shares(shares: int) -> int:
-    """2 is 1, 1024 is 100, 262144 is 10000, and between them log10 of the weight is a parabola over log2 of shares."""
-    if shares <= 2:
-        return 1
-    if shares >= 262144:
-        return 10000
-    bits = math.log2(shares)
-    # a·bits² + b·bits + c through (1, 0), (10, 2), (18, 4)
-    return math.ceil(10 ** ((bits * bits + 125 * bits) / 612 - 7 / 34) - 1e-9)
+    """2 is 1, 1024 is 100, 262144 is 10000; log10 of the weight is a parabola over log2 of the shares."""
+    from math import ceil, log2
+
+    bits = log2(min(max(shares, 2), 262144))
+    exponent = (bits * bits + 125 * bits) / 612 - 7 / 34  # through (1, 0), (10, 2) and (18, 4)
+    return ceil(10**exponent - 1e-9)
 
 
 def weight_of_blkio(weight: int) -> int:
     return 1 + (weight - 10) * 9999 // 990
 
 
-def cpu(resources: Resources, folder: Path) -> Iterator[Setting]:
-    if not (cpu := resources.cpu):
-        return
-    if cpu.realtime_runtime or cpu.realtime_period:
+def cpu(resources: dict, folder: str) -> list[Setting]:
+    cpu = resources.get("cpu") or {}
+    result = []
+    if cpu.get("realtimeRuntime") or cpu.get("realtimePeriod"):
         raise refuse("cpu.realtimeRuntime", "cgroup v2 has no limits for real-time scheduling")
-    if cpu.shares:
-        yield Setting("cpu", "cpu.shares", "cpu.weight", str(weight_of_shares(cpu.shares)))
-    if cpu.quota or cpu.period:
-        quota = str(cpu.quota) if cpu.quota and cpu.quota > 0 else "max"
-        if not cpu.quota:
-            quota = (read(folder, "cpu.max") or "max").split()[0]  # a period alone leaves the quota as it is
-        yield Setting("cpu", "cpu.quota", "cpu.max", f"{quota} {cpu.period}" if cpu.period else quota)
-    if cpu.burst is not None:
-        yield Setting("cpu", "cpu.burst", "cpu.max.burst", str(cpu.burst), optional=not cpu.burst)
-    if cpu.idle is not None:
-        yield Setting("cpu", "cpu.idle", "cpu.idle", str(cpu.idle), optional=not cpu.idle)
+    if cpu.get("shares"):
+        result.append(Setting("cpu", "cpu.shares", "cpu.weight", weight_of_shares(cpu["shares"])))
+    quota, period = cpu.get("quota"), cpu.get("period")
+    if quota or period:
+        word = str(quota) if quota and quota > 0 else "max"
+        if not quota:
+            word = (read(folder, "cpu.max") or "max").split()[0]  # a period alone leaves the quota as it is
+        result.append(Setting("cpu", "cpu.quota", "cpu.max", f"{word} {period}" if period else word))
+    for name, file in (("burst", "cpu.max.burst"), ("idle", "cpu.idle")):
+        if cpu.get(name) is not None:
+            result.append(Setting("cpu", f"cpu.{name}", file, cpu[name], optional=not cpu[name]))
+    return result
 
 
-def memory(resources: Resources, folder: Path) -> Iterator[Setting]:
-    if not (memory := resources.memory):
-        return
-    if memory.kernel_tcp:
-        raise refuse("memory.kernelTCP", "cgroup v2 has no such limit; memory.limit covers it")
-    if memory.swappiness is not None:
+def memory(resources: dict, folder: str) -> list[Setting]:
+    memory = resources.get("memory") or {}
+    for name, why in (
+        ("kernelTCP", "cgroup v2 has no such limit; memory.limit covers it"),
+        ("disableOOMKiller", "cgroup v2 always kills"),
+    ):
+        if memory.get(name):
+            raise refuse(f"memory.{name}", why)
+    if memory.get("swappiness") is not None:
         raise refuse("memory.swappiness", "cgroup v2 has none for a cgroup")
-    if memory.disable_oom_killer:
-        raise refuse("memory.disableOOMKiller", "cgroup v2 always kills")
-    swap = memory.swap or (-1 if memory.limit == -1 else 0)
+    limit, result = memory.get("limit"), []
+    swap = memory.get("swap") or (-1 if limit == -1 else 0)
     if swap == -1:
-        yield Setting("memory", "memory.swap", "memory.swap.max", "max", optional=True)
+        result.append(Setting("memory", "memory.swap", "memory.swap.max", "max", optional=True))
     elif swap:
-        limit = memory.limit or number(folder, "memory.max") or 0
-        if limit <= 0 or limit == UNLIMITED:
+        most = limit or number(folder, "memory.max") or 0
+        if most <= 0 or most == UNLIMITED:
             raise refuse("memory.swap", "takes a memory.limit")
-        if swap < limit:
-            raise refuse("memory.swap", f"{swap} (memory and swap together) is under memory.limit, {limit}")
+        if swap < most:
+            raise refuse("memory.swap", f"{swap} (memory and swap together) is under memory.limit, {most}")
         # without swap in the kernel there is no file, and none is what was asked
-        yield Setting("memory", "memory.swap", "memory.swap.max", str(swap - limit), optional=swap == limit)
-    if memory.limit:
-        yield Setting("memory", "memory.limit", "memory.max", _max(memory.limit))
-    if memory.reservation:
-        yield Setting("memory", "memory.reservation", "memory.low", _max(memory.reservation))
+        result.append(Setting("memory", "memory.swap", "memory.swap.max", swap - most, optional=swap == most))
+    for name, file in (("limit", "memory.max"), ("reservation", "memory.low")):
+        if memory.get(name):
+            value = "max" if memory[name] == -1 else memory[name]
+            result.append(Setting("memory", f"memory.{name}", file, value))
+    return result
 
 
-def blkio(resources: Resources, _folder: Path) -> Iterator[Setting]:
-    if not (io := resources.block_io):
-        return
-    if io.leaf_weight or any(device.leaf_weight for device in io.weight_device or []):
+def blkio(resources: dict, _folder: str) -> list[Setting]:
+    io = resources.get("blockIO") or {}
+    rows = io.get("weightDevice") or []
+    if io.get("leafWeight") or any(row.get("leafWeight") for row in rows):
         raise refuse("blockIO.leafWeight", "cgroup v2 has none")
-    if io.weight:
-        cost = Setting("blkio", "blockIO.weight", "io.weight", f"default {weight_of_blkio(io.weight)}")
-        yield Setting("blkio", "blockIO.weight", "io.bfq.weight", str(io.weight), otherwise=cost)
-    for device in io.weight_device or []:
-        if device.weight:
-            which = f"{device.major}:{device.minor}"
-            value = f"{which} {weight_of_blkio(device.weight)}"
-            cost = Setting("blkio", "blockIO.weightDevice", "io.weight", value)
-            yield cost._replace(file="io.bfq.weight", value=f"{which} {device.weight}", otherwise=cost)
-    for name, _, key, devices in v1.throttles(resources):
-        for one in devices:
-            value = f"{one.major}:{one.minor} {key}={one.rate or 'max'}"
-            yield Setting("blkio", name, "io.max", value)
+    result = []
+    named = [(f"{row['major']}:{row['minor']} ", "blockIO.weightDevice", row.get("weight")) for row in rows]
+    for which, name, weight in [("", "blockIO.weight", io.get("weight")), *named]:
+        if weight:
+            value = f"{which or 'default '}{weight_of_blkio(weight)}"
+            cost = Setting("blkio", name, "io.weight", value)
+            result.append(Setting("blkio", name, "io.bfq.weight", f"{which}{weight}", otherwise=cost))
+    for name, _, key in THROTTLES:
+        for row in io.get(name) or []:
+            value = f"{row['major']}:{row['minor']} {key}={row['rate'] or 'max'}"
+            result.append(Setting("blkio", f"blockIO.{name}", "io.max", value))
+    return result
 
 
+def hugetlb(resources: dict, _folder: str) -> list[Setting]:
+    return [
+        Setting("hugetlb", "hugepageLimits", f"hugetlb.{row['pageSize']}{file}", row["limit"], optional=bool(optional))
+        for row in resources.get("hugepageLimits") or []
+        for optional, file in enumerate((".max", ".rsvd.max"))
+    ]
 
 
-def hugetlb(resources: Resources, _folder: Path) -> Iterator[Setting]:
-    for limit in resources.hugepage_limits or []:
-        file, value = f"hugetlb.{limit.page_size}", str(limit.limit)
-        yield Setting("hugetlb", "hugepageLimits", f"{file}.max", value)
-        yield Setting("hugetlb", "hugepageLimits", f"{file}.rsvd.max", value, optional=True)
+CONTROLLERS = v1.CONTROLLERS | {"cpu": cpu, "memory": memory, "blkio": blkio, "hugetlb": hugetlb}
 
 
-CONTROLLERS: dict[str, v1.Settings] = {
-    "cpuset": v1.cpuset, "cpu": cpu, "memory": memory, "blkio": blkio, "pids": v1.pids, "hugetlb": hugetlb,
-    "rdma": v1.rdma,
-}
-
-
-def unified(resources: Resources) -> Iterator[Setting]:
+def unified(resources: dict) -> list[Setting]:
     """The specification's own door to v2's files; it comes last, so it wins."""
-    for file, value in (resources.unified or {}).items():
+    result = []
+    for file, value in (resources.get("unified") or {}).items():
         controller = file.partition(".")[0]
         for line in value.splitlines():  # the kernel takes a line a write
-            yield Setting("blkio" if controller == "io" else controller, f"unified[{file}]", file, line)
-
-
-def _max(value: int) -> str:
-    return "max" if value == -1 else str(value)
+            result.append(Setting("blkio" if controller == "io" else controller, f"unified.{file}", file, line))
+    return result
