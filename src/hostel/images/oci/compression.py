@@ -78,7 +78,8 @@ def _inflated(file: BinaryIO, data: bytes) -> Iterator[tuple[bytes, int]]:
 
 def _zstd(file: BinaryIO, data: bytes) -> Iterator[tuple[bytes, int]]:
     counted = _Counted(file, data)
-    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(cast(BinaryIO, counted), read_across_frames=True)
+    machine = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    reader = machine.stream_reader(cast(BinaryIO, counted), read_across_frames=True)
     try:
         while out := reader.read(PIECE):
             yield out, counted.count

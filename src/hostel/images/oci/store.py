@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -161,6 +161,18 @@ class Store:
         if image is None:
             raise ImageError(f"there is no image '{name}' here; 'hostel image pull {name}' may bring it")
         return image
+
+    def named(self, names: Iterable[str]) -> list[Image]:
+        """These images, each once, with only those of their names that are among ``names``, if any is."""
+        found: dict[str, Image] = {}
+        for name in names:
+            image = self.get(name)
+            with contextlib.suppress(ImageError):
+                if (whole := str(reference.parse(name))) in image.names:
+                    had = found[image.digest].names if image.digest in found else ()
+                    image = replace(image, names=(*had, whole) if whole not in had else had)
+            found[image.digest] = image
+        return list(found.values())
 
     def find(self, name: str) -> Image | None:
         entries = self.index().manifests
