@@ -3,8 +3,10 @@ the first VM that wants it, and gone with the last.
 
 It is net/process's router and switch for VMs that come and go. A VM's worker connects to ``net.sock`` in the
 network's folder (SOCK_SEQPACKET, mode 0600, and only its owner's) and says who it is in one JSON message, with the
-sockets of its forwarded ports (SCM_RIGHTS); after the answer the connection carries the card's frames. ``{"inspect":
-true}`` asks instead what there is. The lock on ``owner`` says that the network runs; a process that died leaves only
+sockets of its forwarded ports (SCM_RIGHTS); after the answer the connection carries the card's frames. With ``"tap":
+true`` the frames are those of a tap, which comes as the last descriptor, and the connection only shows by its end that
+nobody has it any more: so a container has a card (containers/wiring). ``{"inspect": true}`` asks instead what there is.
+The lock on ``owner`` says that the network runs; a process that died leaves only
 that file and the socket behind, which mean nothing then.
 
 With the driver ``bridge`` (root's) frames don't come here: cards are taps on a bridge of the kernel's (net/bridge),
@@ -25,12 +27,13 @@ from typing import Any
 
 from hostel.base.linux import lock, prctl
 from hostel.base.loop import READ, Loop, Timer
+from hostel.net.port import Port
 from hostel.net.process import confine
 from hostel.net.router import Network
 from hostel.net.settings import Settings
 
 MESSAGE_MAX = 65536
-LISTENERS_MAX = 64            # forwarded ports of one card
+LISTENERS_MAX = 64            # forwarded ports of one card, and its tap
 PORTS_MAX = 250
 STRANGERS_MAX = 64            # connections that haven't said who they are
 GREETING_TIMEOUT = 5.0
@@ -110,17 +113,28 @@ class Named:
             if not self._own:
                 self._keep()
             mac, guests = bytes.fromhex(hello["mac"].replace(":", "")), hello.get("guest_ports", [])
+            tap = fds.pop() if hello.get("tap") else -1
             listeners = [(socket.socket(fileno=fd), port) for fd, port in zip(fds, guests, strict=True)]
-            self._network.add_port(sock.detach(), mac, hello["name"], listeners)
+            port = self._network.add_port(sock.detach() if tap < 0 else tap, mac, hello["name"], listeners)
+            if tap >= 0:
+                self._loop.watch(sock.fileno(), READ, lambda _: self._let_go(sock, port))
         else:
             for fd in fds:
                 os.close(fd)
             sock.close()
 
+    def _let_go(self, sock: socket.socket, port: Port) -> None:
+        """Nobody has the tap any more."""
+        self._loop.unwatch(sock.fileno())
+        sock.close()
+        self._network.remove_port(port)
+
     def _admit(self, hello: dict[str, Any], sock: socket.socket, fds: list[int]) -> dict[str, Any]:
         """The answer to a card that wants a port; it gets one if there is an address in it."""
         mac, name = bytes.fromhex(hello["mac"].replace(":", "")), hello["name"]
-        if len(mac) != 6 or not isinstance(name, str) or len(fds) != len(hello.get("guest_ports", [])):
+        if len(mac) != 6 or not isinstance(name, str) or (
+            len(fds) != len(hello.get("guest_ports", [])) + bool(hello.get("tap"))
+        ):
             raise ValueError("no greeting of a card's")
         if len(self._network.ports) >= PORTS_MAX:
             return {"error": f"it has {PORTS_MAX} cards already"}

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,17 @@ class NetworkFolder:
         except (OSError, ValueError):
             return {}
 
-    def join(self, name: str, mac: str, listeners: list[socket.socket], guest_ports: list[int]) -> tuple[int, str]:
+    def join(
+        self, name: str, mac: str, listeners: list[socket.socket], guest_ports: list[int], tap: int = -1
+    ) -> tuple[int, str]:
         """A card's end of a new port, non-blocking, and the address that it will be given; the network starts if it
-        must. Raises NetworkError."""
-        hello = {"name": name, "mac": mac, "guest_ports": guest_ports}
+        must. With ``tap`` that is the card's end, and what is returned only has to stay open. Raises NetworkError."""
+        hello = {"name": name, "mac": mac, "guest_ports": guest_ports, "tap": tap >= 0}
+        passed = [*(listener.fileno() for listener in listeners), *([tap] if tap >= 0 else [])]
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             with contextlib.suppress(OSError, ValueError):  # none there, or one that is just leaving
-                sock, answer = self._ask(hello, listeners)
+                sock, answer = self._ask(hello, passed)
                 if "error" in answer:
                     sock.close()
                     raise NetworkError(f"can't join the network '{self.name}': {answer['error']}")
@@ -102,7 +106,7 @@ class NetworkFolder:
                 else:
                     self._start()
 
-    def _ask(self, message: dict[str, Any], passed: list[socket.socket] | None = None) -> tuple[socket.socket, dict]:
+    def _ask(self, message: dict[str, Any], passed: Sequence[int] = ()) -> tuple[socket.socket, dict]:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             sock.settimeout(_ANSWER_TIMEOUT)
@@ -111,7 +115,7 @@ class NetworkFolder:
                 sock.connect(f"/proc/self/fd/{folder}/net.sock")
             finally:
                 os.close(folder)
-            socket.send_fds(sock, [json.dumps(message).encode()], [other.fileno() for other in passed or ()])
+            socket.send_fds(sock, [json.dumps(message).encode()], passed)
             return sock, json.loads(sock.recv(_MESSAGE_MAX))
         except BaseException:
             sock.close()

@@ -58,10 +58,11 @@ class Process:
 
 
 def start(
-    settings: Settings, guests: Sequence[Guest], keep: Sequence[int] = (), apart: Sequence[int] = ()
+    settings: Settings, guests: Sequence[Guest], keep: Sequence[int] = (), apart: Sequence[int] = (), leash: int = -1
 ) -> Process:
     """Fork the process of a network with these guests; of several, where ``apart`` says how many guests each has.
-    ``keep``: descriptors that it shall keep for the caller, open and unused. Raises NetworkError."""
+    ``keep``: descriptors that it shall keep for the caller, open and unused. It ends with the other end of the pipe
+    ``leash``, if that is given: a tap, unlike a socket, doesn't tell when its guest has gone. Raises NetworkError."""
     shared = mmap.mmap(-1, mmap.PAGESIZE)
     pairs: list[tuple[socket.socket, socket.socket]] = []
     fds: list[int] = []
@@ -88,7 +89,7 @@ def start(
         sys.stderr.flush()
         pid = os.fork()
         if not pid:
-            _child(settings, guests, fds, listeners, shared, set(keep), apart or [len(guests)])
+            _child(settings, guests, fds, listeners, shared, set(keep), apart or [len(guests)], leash)
     except OSError as e:
         raise NetworkError(f"can't start a network: {e.strerror}") from e
     finally:
@@ -102,12 +103,12 @@ def start(
 
 def _child(settings: Settings, guests: Sequence[Guest], fds: list[int],
            listeners: list[list[tuple[socket.socket, int]]], shared: mmap.mmap, keep: set[int],
-           apart: Sequence[int]) -> None:
+           apart: Sequence[int], leash: int) -> None:
     """Never returns: what the parent had on its stack and heap is not this process's to finish."""
     status = 1
     try:
         gc.freeze()  # and nothing of the parent's is collected, with descriptors whose numbers are others' now
-        keep |= {*fds} | {sock.fileno() for own in listeners for sock, _ in own}
+        keep |= {*fds} | {sock.fileno() for own in listeners for sock, _ in own} | {leash} - {-1}
         last = 2
         for fd in sorted(keep):
             os.closerange(last + 1, fd)
@@ -117,7 +118,7 @@ def _child(settings: Settings, guests: Sequence[Guest], fds: list[int],
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         prctl.set_name("hostel-net")
-        from hostel.base.loop import Loop
+        from hostel.base.loop import READ, Loop
         from hostel.net.router import Network
 
         confine(settings)
@@ -125,6 +126,8 @@ def _child(settings: Settings, guests: Sequence[Guest], fds: list[int],
         ports = zip(guests, fds, listeners, strict=True)
         networks: list[Network] = []
         alone = len(apart) == 1
+        if leash >= 0:
+            loop.watch(leash, READ, lambda _: loop.stop())
 
         def empty(network: Network) -> None:
             networks.remove(network)

@@ -14,7 +14,6 @@ import os
 import socket
 import struct
 import sys
-import traceback
 from collections import deque
 from collections.abc import Callable
 
@@ -311,6 +310,8 @@ class Server:
         except HostelError as e:
             return None, (MACHINE_ERROR, str(e))
         except Exception as e:
+            import traceback  # which a monitor has no use for
+
             traceback.print_exc(file=sys.stderr)
             return None, (INTERNAL_ERROR, f"{type(e).__name__}: {e}")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hostel.base.errors import MachineError
+from hostel.base.leash import Leash, make_leash
 from hostel.base.units import format_rough
 from hostel.spec.vm import VmSpec, VmState
 from hostel.vm import zygote
@@ -59,32 +60,6 @@ def check_host(spec: VmSpec) -> None:
         raise MachineError(
             f"this host can't give {format_rough(spec.memory)} of memory: it has {format_rough(promise)}"
         )
-
-
-class Leash:
-    """The starter's end; ``close`` ends the VM, ``release`` lets it live on."""
-
-    def __init__(self, fd: int):
-        self._fd = fd
-
-    def release(self) -> None:
-        with contextlib.suppress(OSError):  # it has ended by itself
-            os.write(self._fd, b"r")
-        self.close()
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def make_leash() -> tuple[Leash, int]:
-    """One, and its other end, which is the worker's."""
-    end, mine = os.pipe()
-    return Leash(mine), end
 
 
 def start(folder: Folder, held: bool, snapshot: Path | None = None) -> Leash | None:

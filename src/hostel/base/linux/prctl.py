@@ -10,6 +10,7 @@ _PRCTL = 157
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -33,3 +34,8 @@ def end_with_parent(parent: int) -> None:
 def set_name(name: str) -> None:
     """The calling thread's name, of which the kernel keeps 15 bytes."""
     syscall(_PRCTL, _PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0)
+
+
+def set_subreaper() -> None:
+    """Orphans among its descendants become its children; this stays over exec, and isn't inherited."""
+    syscall(_PRCTL, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
