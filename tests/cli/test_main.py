@@ -97,7 +97,7 @@ def test_what_is_no_command(hostel):
     "words, pattern",
     [
         (["--cpus", "0"], "1 to 16 vCPUs, not 0"), (["--cpus", "1000"], "1 to 16 vCPUs, not 1000"),
-        (["--cpus", "-1"], "1 to 16 vCPUs"), (["--cpus", "two"], "invalid int"),
+        (["--cpus", "-1"], "1 to 16 vCPUs"), (["--cpus", "two"], "1 to 16, not 'two'"),
         (["--memory", "x"], "'x' is no size"), (["--memory", "15M"], "16M to 1T of memory, not 15M"),
         (["--memory", "0"], "16M to 1T"), (["--memory", "2T"], "16M to 1T"),
         (["--memory", "1000G"], "this host can't give 1000G of memory: it has "),

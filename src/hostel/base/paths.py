@@ -41,10 +41,13 @@ def container(name: str) -> Path:
 
 def machine(name: str) -> Path:
     """The folder of an existing VM or container: both have a control socket that takes commands."""
-    folder = containers() / name
-    if name and "/" not in name and not name.startswith(".") and (folder / "container.json").exists():
-        return folder
-    return vm(name)
+    return container(name) if machine_kind(name) == "container" else vm(name)
+
+
+def machine_kind(name: str) -> str:
+    """``container``, or ``vm`` for all else."""
+    is_name = name and "/" not in name and not name.startswith(".")
+    return "container" if is_name and (containers() / name / "container.json").exists() else "vm"
 
 
 def disks() -> Path:

@@ -1,19 +1,23 @@
-"""Start a VM from an image (default: micro), or from a kernel of yours.
+"""Start a VM from an image (default: micro), or from a kernel of yours; or a container, or a VM, of an OCI image.
 
 Without a command you are on the VM's console: Ctrl-] leaves it running, 'poweroff' ends it.
 With one, it runs in the guest and hostel ends as it does; where input is no terminal, a shell in
-the guest reads it. A VM without a name is removed when it ends.
+the guest reads it. One without a name is removed when it ends. In a container the command is its first process.
 """
 
 import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from hostel.cli.container import add_options
+from hostel.cli.parser import Parser
+
 if TYPE_CHECKING:
     from hostel.client.vm import VM
     from hostel.spec.disk import DiskSpec
 
 TAKES_COMMAND = True
+MEMORY = "512M"                # of a VM
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm", action="store_true",
                         help="be a copy of a VM that has booted already, in milliseconds (the first time it boots)")
     parser.add_argument("--name", help="a name of your choice; the VM then stays when it ends")
-    parser.add_argument("--cpus", type=int, default=1, metavar="N", help="virtual CPUs, 1 to 16 (default: 1)")
-    parser.add_argument("--memory", default="512M", metavar="SIZE", help="for example 512M or 4G (default: 512M)")
+    parser.add_argument("--cpus", metavar="N", help="virtual CPUs, 1 to 16 (default: 1); a container's quota, as 1.5")
+    parser.add_argument("--memory", metavar="SIZE", help="for example 512M or 4G (default: 512M; a container: all)")
     parser.add_argument("--kernel", metavar="FILE", help="a kernel to boot: bzImage or ELF vmlinux")
     parser.add_argument("--initrd", metavar="FILE", help="its initramfs")
     parser.add_argument("--append", default="", metavar="TEXT", help="added to the kernel's command line")
@@ -65,16 +69,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--perf-map", action="store_true", help="keep /tmp/perf-PID.map: perf then names guest code")
     parser.add_argument("--symbols", metavar="FILE", help="names for it: a System.map, or the guest's /proc/kallsyms")
     parser.add_argument("-T", "--no-tty", action="store_true", help="no terminal for COMMAND, even on a terminal")
+    add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from hostel.base.errors import UsageError
     from hostel.base.linux import tty
     from hostel.cli import quick
+    from hostel.cli.container import CONTAINER_ONLY, IMAGE_OPTIONS, given, is_oci
+    from hostel.cli.container import run as run_container
     from hostel.cli.exec import run_in
     from hostel.vm import zygote
 
+    if args.isolation == "container" or (args.isolation is None and not args.kernel and is_oci(args.image)):
+        if args.image is None:
+            raise UsageError("a container needs an image: hostel run --isolation container IMAGE")
+        return run_container(args)
     zygote.commands = quick.__name__  # those that are started from here run commands
+    if wrong := given(args, (*CONTAINER_ONLY, *IMAGE_OPTIONS)):
+        raise UsageError(f"{wrong} is for OCI images, and what runs them")
     command = args.command
     on_terminal = tty.is_tty(0) and tty.is_tty(1)
     has_agent = args.image is not None or args.kernel is None
@@ -115,7 +128,6 @@ def run(args: argparse.Namespace) -> int:
 def _copy(args: argparse.Namespace) -> "VM":
     """Of a snapshot, or of an image's warm VM."""
     from hostel.base.errors import UsageError
-    from hostel.cli.parser import Parser
     from hostel.client.vm import VM
 
     parser = Parser()
@@ -133,7 +145,7 @@ def _copy(args: argparse.Namespace) -> "VM":
         if args.origin:
             raise UsageError("--warm and --from don't go together")
         vm = VM.run_warm(
-            args.image, cpus=args.cpus, memory=args.memory, name=args.name, ports=args.publish or (),
+            args.image, cpus=_cpus(args), memory=args.memory or MEMORY, name=args.name, ports=args.publish or (),
             detach=args.detach, rm=args.rm or None,
         )
     else:
@@ -148,8 +160,8 @@ def _boot(args: argparse.Namespace, command: list[str]) -> "VM":
 
     disks = _disks(args)
     vm = VM.run(
-        args.image, name=args.name, cpus=args.cpus, memory=args.memory, kernel=args.kernel, initrd=args.initrd,
-        append=args.append, engine=args.engine, detach=args.detach, rm=args.rm or None,
+        args.image, name=args.name, cpus=_cpus(args), memory=args.memory or MEMORY, kernel=args.kernel,
+        initrd=args.initrd, append=args.append, engine=args.engine, detach=args.detach, rm=args.rm or None,
         command=command if args.detach else (), debug=args.debug, verify_code=args.verify_code, trace=args.trace,
         perf_map=args.perf_map, symbols=args.symbols, networks=args.network, ports=args.publish or (), mac=args.mac,
         net_rate=args.net_rate, allow_host_loopback=args.allow_host_loopback, vsock=args.vsock, disks=disks,
@@ -160,6 +172,15 @@ def _boot(args: argparse.Namespace, command: list[str]) -> "VM":
         if not given.format:
             print(f"hostel: {found.path} is {found.format}; ',format={found.format}' makes sure", file=sys.stderr)
     return vm
+
+
+def _cpus(args: argparse.Namespace) -> int:
+    from hostel.base.errors import UsageError
+
+    try:
+        return int(args.cpus or 1)
+    except ValueError:
+        raise UsageError(f"--cpus is a number of virtual CPUs, 1 to 16, not '{args.cpus}'") from None
 
 
 def _disks(args: argparse.Namespace) -> "list[DiskSpec]":

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,6 +22,8 @@ from hostel.base.errors import MachineError, UsageError
 from hostel.base.units import parse_size
 from hostel.client.attach import attach
 from hostel.client.connection import Connection
+from hostel.client.nics import make_nics
+from hostel.client.result import CommandFailed, Result
 from hostel.spec import net as spec_net
 from hostel.spec import vm as spec_vm
 from hostel.spec.cards import ConsoleSpec, parse_devices
@@ -40,24 +42,10 @@ if TYPE_CHECKING:
 DEFAULT_IMAGE = "micro"
 
 
-class Result(NamedTuple):
-    """How a command in the guest ended: ``status`` as in a shell (128+n for signals)."""
-
-    status: int
-    stdout: Any  # str, or bytes with text=False
-    stderr: Any
-
-
-class CommandFailed(MachineError):
-    """``exec(check=True)``: the command's exit status wasn't 0."""
-
-    def __init__(self, argv: Sequence[str], result: Result):
-        super().__init__(f"'{argv[0]}' ended with status {result.status}")
-        self.result = result
-
-
 class VM:
     """One virtual machine. Made by ``run``, ``get`` and ``list``, not by calling it."""
+
+    isolation = "vm"
 
     def __init__(self, folder: store.Folder):
         self._folder = folder
@@ -597,46 +585,6 @@ def make_spec(
     # A kernel that panics resets (and the worker sees that it doesn't boot), unless ``append`` says otherwise.
     spec.cmdline = f"panic=-1 {spec.cmdline} {append}".strip()
     return spec
-
-
-def make_nics(
-    networks: Sequence[str] | None,
-    ports: Sequence[str],
-    mac: str | None,
-    net_rate: str | None,
-    allow_host_loopback: bool,
-) -> list[spec_net.NicSpec]:
-    """The checked cards of a VM, each with its MAC."""
-    nics = [spec_net.parse_nic(text) for text in (["nat"] if networks is None else networks)]
-    if any(nic.network == "none" for nic in nics):
-        if len(nics) > 1:
-            raise UsageError("--network none stands alone: it is no network")
-        nics = []
-    if len(nics) > spec_net.MAX_NICS:
-        raise UsageError(f"a VM has up to {spec_net.MAX_NICS} network cards, not {len(nics)}")
-    for nic in nics:
-        if net_rate and not nic.rate:
-            nic.rate, nic.burst = spec_net.parse_rate(net_rate)
-    if mac is not None:
-        if not nics:
-            raise UsageError("--mac needs a network card")
-        nics[0].mac = spec_net.check_mac(mac)
-    ways = [nic for nic in nics if ":" not in nic.network]
-    if ports:
-        if not ways:
-            raise UsageError("-p needs a card on nat or a named network")
-        ways[0].ports = [str(forward) for text in ports for forward in spec_net.parse_forwards(text)]
-    if allow_host_loopback:
-        if not any(nic.network == "nat" for nic in nics):
-            raise UsageError("--allow-host-loopback needs a card on nat")
-        for nic in nics:
-            nic.host_loopback = nic.network == "nat"
-    for nic in nics:
-        nic.mac = nic.mac or spec_net.make_mac()
-    macs = [nic.mac for nic in nics]
-    if len(set(macs)) != len(macs):
-        raise UsageError("two cards of one VM can't have the same MAC address")
-    return nics
 
 
 def own_disk(

@@ -56,6 +56,15 @@ def runtime(folder: Path) -> Any:
     return Runtime(folder / "runtime")
 
 
+def cgroup(folder: Path) -> Any:
+    """The container's, while there is one."""
+    return runtime(folder).cgroup(identity(folder))
+
+
+def cgroup_path(folder: Path) -> str:
+    return f"/hostel/{identity(folder)}"
+
+
 def prepare(folder: Folder) -> None:
     """Make the bundle. What was made goes by ``release``, also after an exception."""
     from hostel.images.oci import rootfs, store
@@ -112,7 +121,7 @@ def make_config(spec: ContainerSpec, folder: Path, root: Path) -> dict[str, Any]
     linux: dict[str, Any] = {
         "namespaces": [{"type": kind} for kind in NAMESPACES + (("user",) if rootless else ())],
         "resources": resources(spec),
-        "cgroupsPath": f"/hostel/{identity(folder)}",
+        "cgroupsPath": cgroup_path(folder),
         "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0", **spec.sysctls} if spec.nics else dict(spec.sysctls),
         "devices": [device_node(device.source, device.target) for device in spec.devices],
     }
@@ -365,8 +374,8 @@ def release(folder: Folder) -> dict[str, Any]:
     name = identity(folder.path)
     with contextlib.suppress(ContainerError):
         runner = runtime(folder.path)
-        with contextlib.suppress(HostelError, OSError, AttributeError):
-            told["oom_kills"] = runner.cgroup(name).oom_kills()
+        with contextlib.suppress(HostelError, OSError):
+            told["oom_kills"] = cgroup(folder.path).oom_kills()
         runner.delete(name, force=True)
     from hostel.images.oci import rootfs
 

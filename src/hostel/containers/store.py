@@ -64,6 +64,15 @@ class Folder(OwnedFolder):
         atomic.write(self.path / "state.json", msgspec.json.encode(state) + b"\n", durable=state.state not in LIVE)
 
 
+    def delete(self) -> None:
+        """Its root is unmounted first, and its image no longer in use by it."""
+        from hostel.images.oci import rootfs
+
+        (self.path / self.described_by).unlink(missing_ok=True)
+        rootfs.remove(self.path)
+        super().delete()
+
+
 def find(name: str) -> Folder:
     """The folder of an existing container."""
     return Folder(paths.container(name))
