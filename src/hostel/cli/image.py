@@ -150,7 +150,7 @@ def run_pull(args: argparse.Namespace) -> int:
         image = store.pull(args.name)
         print(json.dumps(described(image), indent=2) if args.json else f"{image.name}: Linux {image.kernel_version}")
         return 0
-    from hostel.images.oci import config
+    from hostel.images.oci import config, reference
     from hostel.images.oci.store import HOST, Store
 
     wanted = config.platform(args.platform) if args.platform else HOST
@@ -158,7 +158,7 @@ def run_pull(args: argparse.Namespace) -> int:
         args.name, platform=wanted, access=access(args), progress=progress(args), limits=limits(args),
         unpack=not args.no_unpack,
     )  # fmt: skip
-    print(json.dumps(described_oci(oci), indent=2) if args.json else f"{short(oci.names[0])}: {oci.id}")
+    print(json.dumps(described_oci(oci), indent=2) if args.json else f"{short(str(reference.parse(args.name)))}: {oci.id}")
     return 0
 
 
@@ -277,7 +277,7 @@ def run_history(args: argparse.Namespace) -> int:
 
     image = Store().get(args.name)
     layers = iter(image.layers)
-    steps = []
+    steps: list[dict[str, Any]] = []
     for step in image.config.history or []:
         layer = None if step.empty_layer else next(layers, None)
         steps.append({

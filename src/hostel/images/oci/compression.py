@@ -20,6 +20,7 @@ from hostel.images.oci.limits import Limits
 PIECE = 512 * 1024
 _AHEAD = 6  # pieces that are ready before somebody takes them
 _ZSTD_WINDOW = 128 << 20  # what 'zstd --long' makes, and memory at most
+_DAMAGED: type[Exception] = isal_zlib.IsalError
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -72,7 +73,7 @@ def _inflated(file: BinaryIO, data: bytes) -> Iterator[tuple[bytes, int]]:
                         raise ImageError("something follows a layer's gzip stream that is none")
                     return
                 machine = isal_zlib.decompressobj(wbits=31)
-    except isal_zlib.IsalError as error:
+    except _DAMAGED as error:
         raise ImageError(f"a layer's gzip stream is damaged ({error})") from error
 
 

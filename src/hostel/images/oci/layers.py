@@ -98,9 +98,9 @@ class Layers:
 
     def unpack(
         self, layers: list[Layer], limits: Limits | None = None,
-        ready: Callable[[Layer], object] = lambda layer: None,
+        ready: Callable[[Layer], object] = lambda layer: None, abort: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
-        """Unpacks those that aren't yet; ``ready`` returns when a layer's blob is there."""
+        """Unpacks those that aren't yet; ``ready`` returns when a layer's blob is there, or soon after ``abort``."""
         wanted = [layer for layer in layers if not self.note(layer)]
         if not wanted:
             for layer in layers:
@@ -134,6 +134,7 @@ class Layers:
                     future.cancel()
                 for work in works.values():
                     work.stop()
+                abort()
                 raise
 
     def flush(self, layers: list[Layer]) -> None:

@@ -148,12 +148,15 @@ class Store:
         """The image whose manifest ``entry`` is, from its blobs. Raises ImageError where one is missing."""
         what = next(iter(names), entry.digest)
         manifest = spec.manifest(self.blobs.read(entry, spec.MANIFEST_LIMIT), f"the image {what}")
-        data = self.blobs.read(manifest.config, spec.CONFIG_LIMIT)
-        config = spec.image_config(data, manifest, f"the image {what}")
+        config = self.config_of(manifest, what)
         for layer in manifest.layers:
             if not self.blobs.has(layer):
                 raise ImageError(f"the image {what} lacks a layer; 'hostel image pull {what}' brings it again")
         return Image(self, tuple(names), entry, manifest, config)
+
+    def config_of(self, manifest: Manifest, what: str = "") -> ImageConfig:
+        data = self.blobs.read(manifest.config, spec.CONFIG_LIMIT)
+        return spec.image_config(data, manifest, f"the image {what}")
 
     def get(self, name: str) -> Image:
         """By reference, or by the begin of its ID or digest. Raises ImageError where there is none."""
