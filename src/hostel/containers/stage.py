@@ -27,10 +27,10 @@ _REPORT = DATA  # where the program puts its report
 NR = {
     "read": 0, "write": 1, "close": 3, "fstat": 5, "rt_sigprocmask": 14, "ioctl": 16, "dup2": 33, "getpid": 39,
     "sendmsg": 46, "socket": 41, "clone": 56, "execve": 59, "exit": 60, "wait4": 61, "kill": 62, "getcwd": 79,
-    "chdir": 80, "fchdir": 81, "fchown": 93, "umask": 95, "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119,
-    "capset": 126, "personality": 135, "prctl": 157, "pivot_root": 155, "chroot": 161, "mount": 165, "umount2": 166,
-    "sethostname": 170, "setdomainname": 171, "exit_group": 231, "keyctl": 250, "ioprio_set": 251, "openat": 257,
-    "mkdirat": 258, "mknodat": 259, "fchownat": 260, "symlinkat": 266, "fchmodat": 268, "faccessat": 269, "ppoll": 271,
+    "chdir": 80, "fchdir": 81, "fchown": 93, "umask": 95, "setsid": 112, "setgroups": 116, "setresuid": 117,
+    "setresgid": 119, "capset": 126, "personality": 135, "prctl": 157, "pivot_root": 155, "chroot": 161, "mount": 165,
+    "umount2": 166, "sethostname": 170, "setdomainname": 171, "exit_group": 231, "keyctl": 250, "ioprio_set": 251,
+    "openat": 257, "mkdirat": 258, "mknodat": 259, "fchownat": 260, "symlinkat": 266, "faccessat": 269, "ppoll": 271,
     "unshare": 272, "dup3": 292, "prlimit64": 302, "setns": 308, "sched_setattr": 314, "seccomp": 317,
     "open_tree": 428, "move_mount": 429, "pidfd_open": 434, "close_range": 436, "openat2": 437, "mount_setattr": 442,
     "fchmod": 91, "sched_setaffinity": 203,
@@ -312,7 +312,7 @@ def memfd(content: bytes, executable: bool = False) -> int:
     return fd
 
 
-def launch(script: Script, keep: list[int], argv0: str = "hostel") -> int:
+def launch(script: Script, keep: list[int], stdio: "tuple[int, int, int] | None" = None) -> int:
     """Start the script's program as a child, with the standard descriptors and ``keep``; its process ID."""
     from _signal import SIG_SETMASK, pthread_sigmask  # type: ignore[import-not-found]  # 'signal' imports enum
 
@@ -323,7 +323,8 @@ def launch(script: Script, keep: list[int], argv0: str = "hostel") -> int:
         pthread_sigmask(SIG_SETMASK, ())
         signals = [number for number in range(1, 65) if number not in (9, 19, 32, 33)]
         # /proc is the host's: we are in its namespaces.
-        return os.posix_spawn(f"/proc/self/fd/{fd}", [argv0], {}, setsigdef=signals)
+        actions = [(os.POSIX_SPAWN_DUP2, given, number) for number, given in enumerate(stdio or ())]
+        return os.posix_spawn(f"/proc/self/fd/{fd}", ["hostel"], {}, file_actions=actions, setsigdef=signals)
     finally:
         for kept in keep:
             os.set_inheritable(kept, False)
