@@ -98,3 +98,9 @@ class Mount:
         else:
             return False
         return True
+
+
+def names() -> list[str]:
+    """All that mean something to us; a file system has its own besides."""
+    below = [f"r{name}" for name in (*_FLAGS, *PROPAGATION)]
+    return sorted({*_FLAGS, *_OTHERS, *PROPAGATION, *below, "bind", "rbind", "tmpcopyup", "idmap", "ridmap"})

@@ -154,8 +154,10 @@ class Mounts:
         script.call("move_mount", self._tree, "", _CWD, self.rootfs, 0x4 | 0x10)  # MOVE_MOUNT_T_SYMLINKS
         script.copy(self.root.address, self._tree)
 
-    def mount_all(self, cgroup: list[tuple[str, str]] | None) -> None:
-        """``cgroup``: v1's hierarchies by folder and mount data; None where the host has v2 only."""
+    def mount_all(self, cgroup: list[tuple[str, str]] | None, own: dict[str, str] | None = None) -> None:
+        """``cgroup``: v1's hierarchies by folder and mount data; None where the host has v2 only. ``own``: the
+        container's cgroup's folders by controller, where it has no cgroup namespace that shows it only those."""
+        self.own_cgroup = own
         for number, mount in enumerate(self.mounts):
             self.script.doing = f"mounting {mount.source} on {mount.destination}"
             if mount.flags & options.REMOUNT:
@@ -220,12 +222,14 @@ class Mounts:
         script.call("fchdir", target)
         done, bound = Label(), Label()
         tolerate = {EPERM: bound, EINVAL: bound} if kind == "cgroup2" else None
-        script.call("mount", mount.source, ".", kind, flags & ~options.RDONLY if late else flags, data, on=tolerate)
-        script.jump(done)
+        own = (self.own_cgroup or {}).get("") if kind == "cgroup2" else None
+        if not own:
+            script.call("mount", mount.source, ".", kind, flags & ~options.RDONLY if late else flags, data, on=tolerate)
+            script.jump(done)
         script.bind(bound)
-        if tolerate:  # without a cgroup namespace of the user namespace's own: the host's, as it is
+        if tolerate:  # there is no cgroup namespace, or none of the user namespace's own
             tree = script.slot()
-            script.call("open_tree", _CWD, "/sys/fs/cgroup", _CLONE | _CLOEXEC | _RECURSIVE, to=tree)
+            script.call("open_tree", _CWD, own or "/sys/fs/cgroup", _CLONE | _CLOEXEC | _RECURSIVE, to=tree)
             self._attributes(tree, mount.set, mount.clear, _RECURSIVE)
             script.call("move_mount", tree, "", target, "", _BY_FD)
         script.bind(done)
@@ -254,10 +258,16 @@ class Mounts:
         for name, data in hierarchies:
             script.doing = f"mounting the cgroup {name} on {mount.destination}/{name}"
             folder = self.resolve(f"{mount.destination}/{name}", True)
-            skip = Label()
-            script.call("fchdir", folder)
-            script.call("mount", "cgroup", ".", "cgroup", mount.flags, data, on={ENOENT: skip})
-            script.bind(skip)
+            own = (self.own_cgroup or {}).get(data.split(",")[0].replace("none", data.partition(",")[2]))
+            if self.own_cgroup is not None and own:
+                tree = script.slot()
+                script.call("open_tree", _CWD, own, _CLONE | _CLOEXEC, to=tree)
+                self._attributes(tree, mount.set, mount.clear)
+                script.call("move_mount", tree, "", folder, "", _BY_FD)
+                script.call("close", tree)
+            elif self.own_cgroup is None:
+                script.call("fchdir", folder)
+                script.call("mount", "cgroup", ".", "cgroup", mount.flags, data)
             script.call("close", folder)
         top = self._reopen(mount.destination)
         for name, _ in hierarchies:

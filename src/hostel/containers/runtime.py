@@ -365,7 +365,7 @@ class _Creation:
                 unified = self.fd(cgroup.clone_fd())
         os.mkfifo(state.fifo, 0o600)
         fifo = self.fd(os.open(state.fifo, os.O_RDWR | os.O_CLOEXEC))
-        script, ours, theirs = self._script(fifo, tasks, unified)
+        script, ours, theirs = self._script(fifo, tasks, unified, cgroup.paths if cgroup else {})
         self.undo.append(self._end_processes)
         self.pids.append(stage.launch(script, self.keep, self.stdio))
         os.close(theirs)
@@ -384,7 +384,9 @@ class _Creation:
             cgroup.check(resources)
         return cgroup
 
-    def _script(self, fifo: int, tasks: list[int], unified: int | None) -> tuple[stage.Script, int, int]:
+    def _script(
+        self, fifo: int, tasks: list[int], unified: int | None, folders: dict[str, str]
+    ) -> tuple[stage.Script, int, int]:
         """All that the container's processes do until exec."""
         from _socket import socketpair  # type: ignore[import-not-found]
 
@@ -424,7 +426,8 @@ class _Creation:
         script.call("umask", 0)
         namespaces.settle(script, self.config, spaces)
         world.attach_root()
-        world.mount_all(mounts.cgroup_hierarchies())
+        apart = "cgroup" in spaces.new or any(kind == "cgroup" for kind, _ in spaces.joined)
+        world.mount_all(mounts.cgroup_hierarchies(), None if apart else folders)
         world.make_devices()
         slave = None
         if console is not None:
