@@ -198,7 +198,7 @@ def test_a_copy_that_breaks_off_leaves_nothing_under_the_name(vm, tmp_path, monk
         yield Entry(DATA, size=5).pack() + b"12345"
         raise OSError(5, "Input/output error", "big")
 
-    monkeypatch.setattr(copy, "_walk", cut)
+    monkeypatch.setattr(copy, "walk", cut)
     with pytest.raises(MachineError, match="can't read big"):
         vm.copy_in(str(tmp_path / "big"), str(tmp_path / "in"))
     assert os.listdir(tmp_path / "in") == ["big"] and (tmp_path / "in/big").read_text() == "the old one"

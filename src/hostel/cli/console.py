@@ -1,18 +1,18 @@
-"""Be on a running VM's console, as if on its serial port; Ctrl-] leaves."""
+"""Be on a running VM's console, as if on its serial port, or at a container's streams; Ctrl-] leaves."""
 
 import argparse
 import sys
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the VM")
+    parser.add_argument("name", metavar="NAME", help="the VM or container")
 
 
 def run(args: argparse.Namespace) -> int:
     from hostel.base.linux import tty
-    from hostel.client.vm import VM
+    from hostel.client import machines
 
-    vm = VM.get(args.name)
+    vm = machines.get(args.name)
     if tty.is_tty(0):
         print(f"hostel: on the console of '{vm.name}'; Ctrl-] leaves", file=sys.stderr)
     if be_on(vm):

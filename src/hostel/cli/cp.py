@@ -1,4 +1,4 @@
-"""Copy files and folders between the host and a running VM. One of the two paths is VM:PATH.
+"""Copy files and folders between the host and a running VM or a container. One of the two paths is NAME:PATH.
 
   hostel cp web box:/srv          into the folder /srv; or as /srv, where there is no such folder
   hostel cp web/. box:/srv        what is in web, into /srv
@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from hostel.base.errors import UsageError
     from hostel.base.linux import tty
-    from hostel.client.vm import VM
+    from hostel.client import machines
 
     source, destination = _split(args.source), _split(args.destination)
     if (source is None) == (destination is None):
@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> int:
     if destination is not None:
         if args.source == "-" and tty.is_tty(0):
             raise UsageError("cp: standard input is a terminal, and - wants a tar archive there")
-        VM.get(destination[0]).copy_in(args.source, destination[1])
+        machines.get(destination[0]).copy_in(args.source, destination[1])
     elif source is not None:
         if args.destination == "-" and tty.is_tty(1):
             raise UsageError("cp: standard output is a terminal, and a tar archive would go there")
-        VM.get(source[0]).copy_out(source[1], args.destination)
+        machines.get(source[0]).copy_out(source[1], args.destination)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Run a command in a running VM; hostel ends with its exit status.
+"""Run a command in a running VM or container; hostel ends with its exit status.
 
 On a terminal the command gets one of its own (colours, Ctrl-C, full-screen programs).
 """
@@ -14,13 +14,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-T", "--no-tty", action="store_true", help="no terminal for COMMAND, even on a terminal")
     parser.add_argument("-e", "--env", action="append", default=[], metavar="KEY=VALUE", help="set a variable for it")
     parser.add_argument("-w", "--workdir", default="", metavar="DIR", help="the folder it starts in")
-    parser.add_argument("name", metavar="NAME", help="the VM")
+    parser.add_argument("-u", "--user", default="", metavar="USER", help="who runs it, in a container")
+    parser.add_argument("--privileged", action="store_true", help="with every capability, in a container")
+    parser.add_argument("name", metavar="NAME", help="the VM or container")
     parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run, with its arguments")
 
 
 def run(args: argparse.Namespace) -> int:
     from hostel.base.errors import UsageError
-    from hostel.base.paths import vm
+    from hostel.base.paths import machine, machine_kind
 
     if not args.command:
         raise UsageError(f"exec: what shall '{args.name}' run? For example: hostel exec {args.name} -- sh")
@@ -30,11 +32,16 @@ def run(args: argparse.Namespace) -> int:
         if not equals or not key:
             raise UsageError(f"exec: '{pair}' is not KEY=VALUE")
         env[key] = value
-    return run_in(vm(args.name), args.command, env=env, cwd=args.workdir, no_tty=args.no_tty)
+    more = {}
+    if args.user or args.privileged:
+        if machine_kind(args.name) != "container":
+            raise UsageError("exec: --user and --privileged are for containers")
+        more = {"user": args.user, "privileged": args.privileged}
+    return run_in(machine(args.name), args.command, env=env, cwd=args.workdir, no_tty=args.no_tty, more=more)
 
 
-def run_in(folder, command, *, env=None, cwd="", no_tty=False) -> int:
-    """Run ``command`` in the VM in ``folder`` on our standard streams; its status."""
+def run_in(folder, command, *, env=None, cwd="", no_tty=False, more=None) -> int:
+    """Run ``command`` in the VM or container in ``folder`` on our standard streams; its status."""
     import contextlib
     import os
 
@@ -50,6 +57,7 @@ def run_in(folder, command, *, env=None, cwd="", no_tty=False) -> int:
     with tty.raw(0) if terminal else contextlib.nullcontext():
         return attach(
             folder, command, env=env, cwd=cwd, tty=tty.size(0) if terminal else None, window=0 if terminal else None,
+            more=more,
             on_stdout=write_all(1), on_stderr=write_all(2),
             forward=(signal.SIGTERM, signal.SIGHUP) if terminal else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
         )

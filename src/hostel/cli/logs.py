@@ -1,4 +1,4 @@
-"""Show what a VM wrote to its console, as far as it is kept (the last 8 MiB)."""
+"""Show what a VM wrote to its console, or a container to its streams, as far as it is kept (the last 8 MiB)."""
 
 import argparse
 import sys
@@ -6,16 +6,27 @@ import time
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the VM")
+    parser.add_argument("name", metavar="NAME", help="the VM or container")
     parser.add_argument("-f", "--follow", action="store_true", help="go on as it writes, until it ends")
-    parser.add_argument("--worker", action="store_true", help="hostel's own log of the VM instead")
+    parser.add_argument("--worker", action="store_true", help="hostel's own log of it instead")
+    parser.add_argument("-n", "--tail", type=int, metavar="N", help="only the last N lines, of a container")
+    parser.add_argument("-t", "--timestamps", action="store_true", help="with the time of each line, of a container")
+    parser.add_argument("--since", metavar="TIME", help="what is younger than, for example, 10m, of a container")
 
 
 def run(args: argparse.Namespace) -> int:
+    from hostel.base.errors import UsageError
+    from hostel.client import machines
     from hostel.client.vm import VM
 
-    vm = VM.get(args.name)
+    vm = machines.get(args.name)
     out = sys.stdout.buffer
+    if not isinstance(vm, VM):
+        from hostel.cli import container_logs
+
+        return container_logs.run(vm, args)
+    if args.tail is not None or args.timestamps or args.since:
+        raise UsageError("logs: --tail, --timestamps and --since are for containers: a console has no times")
     if args.worker:
         path = vm.folder / "worker.log"
         out.write(path.read_bytes() if path.exists() else b"")

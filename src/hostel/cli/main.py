@@ -10,25 +10,26 @@ import sys
 
 # One row a command: its module, and what ``hostel --help`` says.
 COMMANDS = {
-    "run": ("hostel.cli.run", "start a VM, and be on its console or run a command in it"),
-    "ps": ("hostel.cli.ps", "list VMs and how they are"),
-    "exec": ("hostel.cli.exec", "run a command in a running VM"),
-    "cp": ("hostel.cli.cp", "copy files between the host and a running VM"),
+    "run": ("hostel.cli.run", "start a VM or container, and be on its console or run a command in it"),
+    "ps": ("hostel.cli.ps", "list VMs and containers, and how they are"),
+    "exec": ("hostel.cli.exec", "run a command in a running VM or container"),
+    "cp": ("hostel.cli.cp", "copy files between the host and a VM or container"),
     "ssh": ("hostel.cli.ssh", "be in a running VM by SSH, without a network"),
-    "console": ("hostel.cli.console", "be on a running VM's console; Ctrl-] leaves"),
-    "logs": ("hostel.cli.logs", "show what a VM wrote to its console"),
+    "console": ("hostel.cli.console", "be on a running VM's console, or at a container's streams"),
+    "logs": ("hostel.cli.logs", "show what a VM or container wrote"),
     "debug": ("hostel.cli.debug", "let gdb debug what runs in a VM"),
-    "top": ("hostel.cli.top", "show how running VMs do, live"),
-    "inspect": ("hostel.cli.inspect", "show everything about a VM, its counters too"),
-    "start": ("hostel.cli.start", "start VMs that have stopped"),
-    "set": ("hostel.cli.set", "change what a running VM has"),
-    "pause": ("hostel.cli.pause", "have VMs stand still"),
+    "top": ("hostel.cli.top", "show how running VMs and containers do, live"),
+    "explain": ("hostel.cli.explain", "show how a container or VM is isolated, from the live kernel"),
+    "inspect": ("hostel.cli.inspect", "show everything about a VM or container, its counters too"),
+    "start": ("hostel.cli.start", "start VMs and containers that have stopped"),
+    "set": ("hostel.cli.set", "change what a running VM or container has"),
+    "pause": ("hostel.cli.pause", "have VMs and containers stand still"),
     "suspend": ("hostel.cli.suspend", "save VMs to disk and end them, until 'resume'"),
-    "resume": ("hostel.cli.resume", "let paused or suspended VMs go on"),
+    "resume": ("hostel.cli.resume", "let paused or suspended ones go on"),
     "snapshot": ("hostel.cli.snapshot", "take snapshots of VMs, and go back to them"),
-    "stop": ("hostel.cli.stop", "have VMs power off"),
-    "kill": ("hostel.cli.kill", "switch VMs off at once"),
-    "rm": ("hostel.cli.rm", "remove VMs and their files"),
+    "stop": ("hostel.cli.stop", "have VMs power off, and containers end"),
+    "kill": ("hostel.cli.kill", "switch VMs off, and end containers, at once"),
+    "rm": ("hostel.cli.rm", "remove VMs and containers, and their files"),
     "disk": ("hostel.cli.disk", "make, check, convert and change disk images"),
     "image": ("hostel.cli.image", "list, inspect and remove images"),
     "network": ("hostel.cli.network", "make, list and remove named networks"),
@@ -40,11 +41,12 @@ _INTRODUCTION = """\
 usage: hostel COMMAND [ARGUMENT...]
 
 Whole computers as ordinary processes: virtual machines on any Linux machine, with or without
-hardware virtualization.
+hardware virtualization, and containers.
 
   hostel run                     boot a small Linux and be on its console
   hostel run -- uname -a         run one command in a new VM; its exit status is ours
   hostel run --detach --name a   start a VM called 'a' in the background
+  hostel run alpine -- ps        a container of an OCI image (--isolation vm: a VM)
   hostel exec a -- sh            a shell in it
   hostel rm --force a            end and remove it
 

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog.removeprefix('hostel ')}: {message}; see '{self.prog} --help'")
 
 
-def add_names(parser: argparse.ArgumentParser, what: str = "VMs, by name") -> None:
+def add_names(parser: argparse.ArgumentParser, what: str = "VMs and containers, by name") -> None:
     parser.add_argument("names", metavar="NAME", nargs="+", help=what)
 
 

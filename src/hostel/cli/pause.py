@@ -1,4 +1,4 @@
-"""Have VMs stand still: no vCPU runs until 'hostel resume'. Their clocks go on."""
+"""Have VMs and containers stand still: no vCPU, no process runs until 'hostel resume'. Their clocks go on."""
 
 import argparse
 
@@ -10,6 +10,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hostel.client.vm import VM
+    from hostel.client import machines
 
-    return each(args.names, lambda name: VM.get(name).pause())
+    return each(args.names, lambda name: machines.get(name).pause())

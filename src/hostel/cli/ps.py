@@ -1,4 +1,4 @@
-"""List VMs: what runs, what has stopped, and what died without being asked to."""
+"""List VMs and containers: what runs, what has stopped, and what died without being asked to."""
 
 import argparse
 import json
@@ -14,18 +14,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from hostel.base.errors import HostelError
     from hostel.base.units import format_duration, format_size
-    from hostel.client.vm import VM
+    from hostel.client import machines
 
     rows: list[dict[str, Any]] = []
-    for vm in VM.list():
-        state = vm.state
-        row: dict[str, Any] = {"name": vm.name, "state": state.state, "reason": state.reason, "pid": None}
+    for machine in machines.every():
+        state = machine.state
+        row: dict[str, Any] = {
+            "name": machine.name, "isolation": machine.isolation, "state": state.state, "reason": state.reason,
+            "pid": None,
+        }
         try:
-            spec = vm.spec
-            row.update(image=spec.image, cpus=spec.cpus, memory=spec.memory)
-        except HostelError as error:  # a vm.toml that someone damaged
+            spec = machine.spec
+            row.update(image=spec.image, cpus=spec.cpus or None, memory=spec.memory or None)
+        except HostelError as error:  # a vm.toml or container.json that someone damaged
             row.update(image=None, cpus=None, memory=None, state="damaged", reason=str(error))
-        if state.state in ("starting", "running", "paused"):
+        if health := getattr(state, "health", ""):
+            row["health"] = health
+        if state.state in ("starting", "running", "paused", "restarting"):
             row.update(pid=state.pid, uptime=time.time() - (state.started or state.created))
         rows.append(row)
     if args.json:
@@ -34,14 +39,13 @@ def run(args: argparse.Namespace) -> int:
     if args.quiet:
         print("".join(f"{row['name']}\n" for row in rows), end="")
         return 0
-    table = [["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "UPTIME", "PID"]]
+    table = [["NAME", "ISOLATION", "STATE", "IMAGE", "CPUS", "MEMORY", "UPTIME", "PID"]]
     for row in rows:
         how = row["state"]
-        if row["reason"] and how not in ("running", "starting"):
-            how += f" ({row['reason']})"
+        more = row.get("health") if how == "running" else row["reason"] if how != "starting" else ""
         table.append([
-            row["name"], how, row["image"] or "-", str(row["cpus"] or "-"),
-            format_size(row["memory"]) if row["memory"] else "-",
+            row["name"], row["isolation"], f"{how} ({more})" if more else how, row["image"] or "-",
+            f"{row['cpus']:g}" if row["cpus"] else "-", format_size(row["memory"]) if row["memory"] else "-",
             format_duration(row["uptime"]) if "uptime" in row else "-", str(row["pid"] or "-"),
         ])
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]

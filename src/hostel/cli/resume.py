@@ -1,4 +1,4 @@
-"""Let VMs go on that were paused or suspended."""
+"""Let VMs and containers go on that were paused, and VMs that were suspended."""
 
 import argparse
 
@@ -10,6 +10,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hostel.client.vm import VM
+    from hostel.client import machines
 
-    return each(args.names, lambda name: VM.get(name).resume())
+    return each(args.names, lambda name: machines.get(name).resume())

@@ -1,4 +1,4 @@
-"""Remove VMs and all of their files."""
+"""Remove VMs and containers, and all of their files."""
 
 import argparse
 
@@ -11,6 +11,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hostel.client.vm import VM
+    from hostel.client import machines
 
-    return each(args.names, lambda name: VM.get(name).rm(force=args.force))
+    return each(args.names, lambda name: machines.get(name).rm(force=args.force))

@@ -1,4 +1,4 @@
-"""Start VMs that have stopped, in the background."""
+"""Start VMs and containers that have stopped, in the background."""
 
 import argparse
 
@@ -10,6 +10,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hostel.client.vm import VM
+    from hostel.client import machines
 
-    return each(args.names, lambda name: VM.get(name).start())
+    return each(args.names, lambda name: machines.get(name).start())

@@ -1,4 +1,4 @@
-"""Have VMs power off; those that don't within the timeout are switched off."""
+"""Have VMs power off, and send containers their stop signal; those that don't end within the timeout are ended."""
 
 import argparse
 
@@ -8,11 +8,12 @@ from hostel.cli.parser import add_names, each
 def configure(parser: argparse.ArgumentParser) -> None:
     add_names(parser)
     parser.add_argument(
-        "-t", "--timeout", type=float, default=10.0, metavar="SECONDS", help="how long to wait (default: 10)"
+        "-t", "--timeout", type=float, metavar="SECONDS", help="how long to wait (default: 10, or --stop-timeout)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    from hostel.client.vm import VM
+    from hostel.client import machines
 
-    return each(args.names, lambda name: VM.get(name).stop(timeout=max(0.0, args.timeout)))
+    wanted = {} if args.timeout is None else {"timeout": max(0.0, args.timeout)}
+    return each(args.names, lambda name: machines.get(name).stop(**wanted))

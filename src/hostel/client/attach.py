@@ -24,20 +24,22 @@ def attach(
     tty: tuple[int, int] | None = None,
     timeout: float | None = None,
     itself: bool = False,
+    more: "dict[str, Any] | None" = None,
     **bridge: "Any",
 ) -> int:
-    """What ``VM.attach`` does, for the VM in ``folder``."""
+    """What ``VM.attach`` does, for the VM or container in ``folder``. ``more``: what only containers' exec has."""
     if isinstance(argv, str) or not argv:
         raise UsageError("a command is a list of strings: its name and its arguments")
     with Connection(folder) as connection:
         connection.call("wait_agent", timeout=timeout)
         rows, cols = tty or (0, 0)
         sock, early = connection.upgrade(
-            "exec", argv=[*argv], env=env or {}, cwd=cwd, tty=tty is not None, rows=rows, cols=cols, itself=itself
+            "exec", argv=[*argv], env=env or {}, cwd=cwd, tty=tty is not None, rows=rows, cols=cols, itself=itself,
+            **(more or {}),
         )
         status = Bridge(sock, early, **bridge).run(timeout)
     if status is None:
-        from hostel.client.vm import VM
+        from hostel.client import machines
 
-        raise Gone(f"{VM.get(folder.name).end()[1]} (while the command ran)")
+        raise Gone(f"{machines.get(folder.name).end()[1]} (while the command ran)")
     return status

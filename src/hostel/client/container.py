@@ -110,6 +110,12 @@ class Container:
 
         return dict(engine.cgroup(self.folder).stats())
 
+    def explain(self) -> dict[str, Any]:
+        """Its namespaces, limits and privileges, from the live kernel."""
+        from hostel.containers.explain import explain
+
+        return explain(self._folder)
+
     def log_entries(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
         """What it wrote, as far as that is kept: ``time``, ``stream``, ``log`` (text; bytes that aren't UTF-8 are
         surrogates)."""
@@ -137,8 +143,8 @@ class Container:
         out, err = bytearray(), bytearray()
         data = input.encode() if isinstance(input, str) else input
         status = self.attach(
-            argv, env=env, cwd=cwd, user=user, timeout=timeout, stdin=None, input=data or b"", on_stdout=out.extend,
-            on_stderr=err.extend,
+            argv, env=env, cwd=cwd, more={"user": user} if user else None, timeout=timeout, stdin=None,
+            input=data or b"", on_stdout=out.extend, on_stderr=err.extend,
         )
         decode: Callable[[bytearray], Any] = (lambda b: b.decode(errors="replace")) if text else bytes
         result = Result(status, decode(out), decode(err))
@@ -233,6 +239,13 @@ class Container:
             self._folder.wait_free(5.0)
             if self.folder.exists():
                 self._folder.remove()
+
+    def end(self) -> tuple[bool, str]:
+        """Whether it ended in order, and one line on how."""
+        self._folder.wait_free(2.0)
+        state = self.state
+        reason = state.reason or state.state
+        return state.state == "stopped" and not reason.startswith("error"), f"'{self.name}' ended: {reason}"
 
     def detach(self) -> None:
         """Let it live on after this process or ``with`` block."""

@@ -75,18 +75,18 @@ class Entry:
 def copy_in(vm: "VM", source: str, path: str) -> None:
     """The host's ``source``, or the tar archive on standard input for ``-``, to ``path`` in the guest."""
     if source == "-":
-        _push(vm, _from_tar(sys.stdin.buffer), path, "")
+        _push(vm, from_tar(sys.stdin.buffer), path, "")
         return
     try:
         os.lstat(source)
     except OSError as error:
         raise MachineError(f"can't read {source}: {error.strerror}") from error
-    _push(vm, _walk(source), path, _last(source))
+    _push(vm, walk(source), path, last(source))
 
 
 def copy_out(vm: "VM", path: str, destination: str) -> None:
     """``path`` in the guest to the host's ``destination``, or as a tar archive to standard output for ``-``."""
-    name = _last(path)
+    name = last(path)
     sink: ToTar | ToFolder
     if destination == "-":
         sink = ToTar(sys.stdout.buffer, name or ".")
@@ -155,7 +155,7 @@ def _must_be(well: bool, errors: bytearray) -> None:
         raise MachineError(errors.decode(errors="replace").strip().removeprefix("hostel: ") or "the copy was cut off")
 
 
-def _last(path: str) -> str:
+def last(path: str) -> str:
     """The name that a copy gets in an existing folder; "" for a folder's content (``dir/.``, as docker's cp)."""
     name = os.path.basename(path.rstrip("/"))
     return "" if name in (".", "..") or not name else name
@@ -164,7 +164,7 @@ def _last(path: str) -> str:
 # -- reading the host's files
 
 
-def _walk(path: str) -> Iterator[bytes]:
+def walk(path: str) -> Iterator[bytes]:
     """The stream of the tree at ``path``; its first entry has no name."""
     seen: dict[tuple[int, int], bytes] = {}
     yield from _send(None, path.encode(errors="surrogateescape"), b"", b"", seen, 0)
@@ -238,7 +238,7 @@ def _pieces(fd: int, size: int) -> Iterator[bytes]:
 # -- reading a tar archive
 
 
-def _from_tar(file: IO[bytes]) -> Iterator[bytes]:
+def from_tar(file: IO[bytes]) -> Iterator[bytes]:
     """The stream of an archive's content, as that of a folder."""
     way: list[str] = []
     with tarfile.open(fileobj=file, mode="r|*") as archive:
@@ -306,7 +306,8 @@ def _of_member(member: tarfile.TarInfo, kind: int, name: str) -> Entry:
 class Reader:
     """Cuts what a guest sends into entries for a ``sink``. ``MachineError`` where they make no sense."""
 
-    def __init__(self, sink: "ToFolder | ToTar | Sayings"):
+    def __init__(self, sink: "ToFolder | ToTar | Sayings", links: bool = False):
+        self._links = links   # whether there may be further names of files
         self.ended = False
         self.complaints: list[str] = []
         self._sink = sink
@@ -345,7 +346,7 @@ class Reader:
 
     def _entry(self, entry: Entry) -> None:
         kind = entry.kind
-        if self.ended or kind == SAME_FILE or not FILE <= kind <= END:
+        if self.ended or not (FILE <= kind <= END or kind == SAME_FILE and self._links):
             raise self._nonsense()
         if kind == ERROR:
             way = b"/".join([*self._way[1:], entry.name])
@@ -396,6 +397,8 @@ class Reader:
         elif entry.kind == FILE:
             self._file, self._size = True, entry.size
             self._sink.file(entry)
+        elif entry.kind == SAME_FILE:
+            self._sink.same(entry)
         else:
             self._sink.special(entry)
 
@@ -416,7 +419,7 @@ class Sayings:
     def _unexpected(self, *_: Any) -> None:
         raise Reader._nonsense()
 
-    folder = leave = file = data = file_end = special = _unexpected
+    folder = leave = file = data = file_end = special = same = _unexpected
 
 
 class ToFolder:
@@ -498,6 +501,18 @@ class ToFolder:
         os.utime(self._temporary, ns=(entry.time, entry.time), dir_fd=at, follow_symlinks=False)
         self._rename(entry)
 
+    def same(self, entry: Entry) -> None:
+        """Another name of an earlier file of the tree."""
+        *parents, name = entry.target.split(b"/")
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.ExitStack() as stack:
+            at = self._stack[0][0]
+            for part in parents:
+                at = os.open(part, flags, dir_fd=at)
+                stack.callback(os.close, at)
+            os.link(name, os.fsencode(self._temporary), src_dir_fd=at, dst_dir_fd=self._where(), follow_symlinks=False)
+        self._rename(entry)
+
     def error(self, number: int, name: str) -> None:
         """The rest goes on; a file that is open is given up."""
         self._failed = True
@@ -569,6 +584,11 @@ class ToTar:
         if kind is None:
             raise Reader._nonsense()
         self._head(entry, kind)
+
+    def same(self, entry: Entry) -> None:
+        info = tarfile.TarInfo("/".join([*self._way, os.fsdecode(entry.name)]))
+        info.type, info.linkname = tarfile.LNKTYPE, f"{self._name}/{os.fsdecode(entry.target)}"
+        self._file.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
 
     def error(self, number: int, name: str) -> None:
         """Told at the end; a file that can't be read on is filled with zeros."""

@@ -232,6 +232,12 @@ class VM:
             spec = self.spec
             return {"name": self.name, "spec": msgspec.to_builtins(spec), "state": msgspec.to_builtins(self.state)}
 
+    def explain(self) -> dict[str, Any]:
+        """Why its vCPUs leave guest code, translations, TLBs, interrupts, memory by state."""
+        from hostel.client.explain import explain
+
+        return explain(self.inspect())
+
     def logs(self) -> bytes:
         """What the guest wrote to its console, as far as it is kept."""
         data = b""

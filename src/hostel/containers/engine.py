@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +384,22 @@ def release(folder: Folder) -> dict[str, Any]:
     with contextlib.suppress(OSError):
         (folder.path / "config.json").unlink()
     return told
+
+
+@contextlib.contextmanager
+def mounted(folder: Folder) -> Iterator[Path]:
+    """The root of a container that nobody runs meanwhile."""
+    from hostel.images.oci import rootfs, store
+
+    fd = folder.take()
+    try:
+        spec = folder.spec()
+        try:
+            yield Path(rootfs.prepare(store.Store().get(spec.digest or spec.image), folder.path).path)
+        finally:
+            rootfs.release(folder.path)
+    finally:
+        os.close(fd)
 
 
 def start_time(pid: int) -> int:

@@ -29,8 +29,9 @@ def create(path: str, *, sock: socket.socket, stdio: list[int]) -> Answer:
         engine.prepare(folder)
         runtime, name = engine.runtime(folder.path), engine.identity(folder.path)
         console = undo.enter_context(_Console(path)) if spec.tty else None
-        state = runtime.create(
-            name, str(folder.path), console_socket=console.path if console else None, stdio=tuple(stdio) or None
+        state = _start(
+            runtime.create, name, str(folder.path), console_socket=console.path if console else None,
+            stdio=tuple(stdio) or None,
         )
         if console:
             fds.append(console.take())
@@ -54,6 +55,17 @@ def create(path: str, *, sock: socket.socket, stdio: list[int]) -> Answer:
     return {"started": True}, []
 
 
+def _start(make: Any, *args: Any, **options: Any) -> Any:
+    """The runtime's create or exec; what it says of a program that isn't there becomes a shell's exit status."""
+    try:
+        return make(*args, **options)
+    except ContainerError as error:
+        text = str(error)
+        if text.startswith("exec: "):
+            error.status = 127 if "not found" in text or "No such file" in text else 126
+        raise
+
+
 def release(path: str, *, sock: socket.socket) -> Answer:
     return engine.release(Folder(Path(path))), []
 
@@ -65,8 +77,8 @@ def execute(path: str, *, sock: socket.socket, stdio: list[int], params: dict[st
     runtime, name = engine.runtime(folder.path), engine.identity(folder.path)
     with contextlib.ExitStack() as undo:
         console = undo.enter_context(_Console(path)) if params["tty"] else None
-        pid = runtime.exec(
-            name, process, console_socket=console.path if console else None, stdio=tuple(stdio) or None
+        pid = _start(
+            runtime.exec, name, process, console_socket=console.path if console else None, stdio=tuple(stdio) or None
         )
         return {"pid": pid}, [console.take()] if console else []
 

@@ -23,8 +23,14 @@ from hostel.spec.container import ContainerState
 START_TIMEOUT = 120.0         # an image may have to be unpacked; seconds
 _ENVIRONMENT = ("HOME", "LANG", "PATH", "TMPDIR", "XDG_RUNTIME_DIR")
 # The interpreter is isolated (-I) and reads no site-packages until a hand needs them: where they are is told here.
-_START = "import sys; sys.path += sys.argv[1].split(':'); sys.argv = sys.argv[1:]; from hostel.containers import monitor; " \
-         "import os; status = monitor.main(sys.argv[1:]); sys.stderr.flush(); os._exit(status)"  # fmt: skip
+_START = """
+import os, sys
+sys.path += sys.argv[1].split(":")
+from hostel.containers import monitor
+status = monitor.main(sys.argv[2:])
+sys.stderr.flush()
+os._exit(status)
+"""
 
 
 def start(folder: Folder, held: bool, attached: bool = False) -> Leash | None:
@@ -64,7 +70,9 @@ def start(folder: Folder, held: bool, attached: bool = False) -> Leash | None:
         return leash
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
-    raise ContainerError(word.get("error") or f"the monitor ended at its start: {_last_line(folder)}")
+    error = ContainerError(word.get("error") or f"the monitor ended at its start: {_last_line(folder)}")
+    error.status = word.get("status") or error.status
+    raise error
 
 
 def _spawn(argv: list[str], environment: dict[str, str], log: int, keep: set[int]) -> int:

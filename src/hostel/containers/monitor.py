@@ -321,7 +321,7 @@ def _work(fd: int, path: str, what: str, params: "dict[str, Any]", keep: "Sequen
 
                 answer, fds = getattr(hands, what)(path, sock=sock, **params)
             except HostelError as error:
-                answer, fds = {"error": " ".join(str(error).split())[:4096]}, []
+                answer, fds = {"error": " ".join(str(error).split())[:4096], "status": error.status}, []
             except BaseException as error:
                 import traceback
 
@@ -416,7 +416,7 @@ class Monitor:
             self._hand = None
             main.close()
             self._drop_network(fds)
-            self._start_failed(message["error"])
+            self._start_failed(message["error"], message.get("status", 125))
         elif "started" in message:
             self._hand = None
             if not self._stopping:
@@ -459,16 +459,16 @@ class Monitor:
             self._failures = 0
             self._health_timer = self.loop.call_later(self.spec["health"]["interval"], self._check_health)
 
-    def _start_failed(self, why: str) -> None:
+    def _start_failed(self, why: str, status: int) -> None:
         for later in self._starters:
             later.failed(why)
         self._starters.clear()
-        if self.state["restarts"] and not self._stopping and self._restarts(125):
+        if self.state["restarts"] and not self._stopping and self._restarts(status):
             print(f"monitor: {why}", file=sys.stderr, flush=True)
             self._release(lambda told: self._restart_later())
             return
         self._stopping = f"error: {why}"
-        self._release(lambda told: self._end(self._stopping, None, why))
+        self._release(lambda told: self._end(self._stopping, status, why))
 
     def _tell_ready(self, word: "dict[str, Any]") -> None:
         if self._ready >= 0:
@@ -632,7 +632,7 @@ class Monitor:
         self.state.pop("health", None)
         self._set_state("stopped", stopped=time.time(), reason=reason, init=0, init_start=0, router=0,
                         exit_status=status)  # fmt: skip
-        self._tell_ready({"error": error} if error else {"ok": True})
+        self._tell_ready({"error": error, "status": status} if error else {"ok": True})
         for later in self._starters:
             later.failed(reason)
         for waiter in self._waiters:
