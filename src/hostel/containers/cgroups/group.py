@@ -299,23 +299,28 @@ class Cgroup:
 
     def kill(self, signum: int = _SIGKILL) -> None:
         """Send the signal to every process. None escapes SIGKILL by forking: v2 kills a cgroup at once (Linux 5.14),
-        and else they are frozen meanwhile, or as many rounds are made as it takes."""
+        and else they are frozen meanwhile, or as many rounds are made as it takes. A frozen cgroup stays so, but for
+        SIGKILL."""
+        killing, frozen = signum == _SIGKILL, self.frozen()
         killed: set[int] = set()
-        if signum == _SIGKILL and self.unified and os.path.exists(f"{self.unified}/cgroup.kill"):
+        if killing and self.unified and os.path.exists(f"{self.unified}/cgroup.kill"):
             killed = set(tree.members(self.unified))
             put(self.unified, "cgroup.kill", "1")
-        for _ in range(_KILL_ROUNDS if signum == _SIGKILL else 1):
+        for _ in range(_KILL_ROUNDS if killing else 1):
             if not set(self.pids()) - killed:
-                return
-            held = self._hold()
+                break
+            held = frozen or self._hold()
             for pid in set(self.pids()) - killed:
                 try:
                     os.kill(pid, signum)
                 except ProcessLookupError:
                     pass
+            if held and not frozen:
+                self.thaw()
             if held:
-                self.thaw()  # one of v1 dies only when it goes on
-                return
+                break
+        if killing and frozen:
+            self.thaw()  # v1 lets nobody die that stands still
 
     def _hold(self) -> bool:
         """Whether all stand still."""

@@ -26,14 +26,14 @@ def memory(resources: dict, _folder: str) -> list[Setting]:
     memory = dict(resources.get("memory") or {})
     if memory.get("limit") == -1 and not memory.get("swap"):
         memory["swap"] = -1  # the limit may not be above that of memory and swap
-    result = [
-        # without swap in the kernel there is no file, and none to limit
-        Setting("memory", f"memory.{name}", f"memory.{file}", memory[name], optional=name == "swap" and memory[name] == -1)
-        for name, file in (
-            ("limit", "limit_in_bytes"), ("swap", "memsw.limit_in_bytes"), ("reservation", "soft_limit_in_bytes"),
-            ("kernelTCP", "kmem.tcp.limit_in_bytes"),
-        ) if memory.get(name)
-    ]  # fmt: skip
+    result = []
+    for name, file in (
+        ("limit", "limit_in_bytes"), ("swap", "memsw.limit_in_bytes"), ("reservation", "soft_limit_in_bytes"),
+        ("kernelTCP", "kmem.tcp.limit_in_bytes"),
+    ):  # fmt: skip
+        if memory.get(name):
+            nothing = (name, memory[name]) == ("swap", -1)  # without swap in the kernel there is no file
+            result.append(Setting("memory", f"memory.{name}", f"memory.{file}", memory[name], optional=nothing))
     if memory.get("swappiness") is not None:
         result.append(Setting("memory", "memory.swappiness", "memory.swappiness", memory["swappiness"]))
     if memory.get("disableOOMKiller") is not None:
