@@ -15,6 +15,7 @@ from typing import Any
 
 from hostel.base.errors import ContainerError, HostelError, MachineError
 from hostel.base.linux import openat2
+from hostel.containers.runtime import ENDS_WITH_PARENT, Runtime
 from hostel.containers.store import Folder
 from hostel.spec.container import LIVE, ContainerSpec, ContainerState
 
@@ -51,9 +52,7 @@ def identity(folder: Path) -> str:
     return f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
 
 
-def runtime(folder: Path) -> Any:
-    from hostel.containers.runtime import Runtime
-
+def runtime(folder: Path) -> Runtime:
     return Runtime(folder / "runtime")
 
 
@@ -166,7 +165,7 @@ def make_config(spec: ContainerSpec, folder: Path, root: Path) -> dict[str, Any]
         "hostname": (spec.hostname or spec.name).replace("_", "-"),
         "mounts": mounts(spec, folder),
         "linux": linux,
-        "annotations": {f"org.hostel.label.{key}": value for key, value in spec.labels.items()},
+        "annotations": {ENDS_WITH_PARENT: "yes", **{f"label.{key}": value for key, value in spec.labels.items()}},
     }
 
 

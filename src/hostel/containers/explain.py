@@ -146,7 +146,8 @@ def _pids(pid: int) -> str:
             with contextlib.suppress(OSError):
                 count += not pid or os.stat(f"/proc/{name}/ns/pid").st_ino == wanted
     numbers = next(line.split()[1:] for line in _lines(f"/proc/{pid or 'self'}/status") if line.startswith("NSpid:"))
-    return f"{count} process{'' if count == 1 else 'es'}" + (f"; the first is {numbers[-1]} inside and {numbers[0]} on the host" if pid else "")
+    first = f"; the first is {numbers[-1]} inside and {numbers[0]} on the host" if pid else ""
+    return f"{count} process{'' if count == 1 else 'es'}{first}"
 
 
 def _interfaces() -> str:

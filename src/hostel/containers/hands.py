@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
-from hostel.base.errors import ContainerError
+from hostel.base.errors import ContainerError, HostelError
 from hostel.containers import engine, wiring
 from hostel.containers.store import Folder, write_spec
 
@@ -29,13 +30,12 @@ def create(path: str, *, sock: socket.socket, stdio: list[int]) -> Answer:
         engine.prepare(folder)
         runtime, name = engine.runtime(folder.path), engine.identity(folder.path)
         console = undo.enter_context(_Console(path)) if spec.tty else None
-        state = _start(
+        pid = _apart(
             runtime.create, name, str(folder.path), console_socket=console.path if console else None,
             stdio=tuple(stdio) or None,
         )
         if console:
             fds.append(console.take())
-        pid = state.pid
         cards, router, leases = wiring.connect(spec, pid)
         fds += leases
         engine.write_names(folder.path, spec, cards)
@@ -55,7 +55,39 @@ def create(path: str, *, sock: socket.socket, stdio: list[int]) -> Answer:
     return {"started": True}, []
 
 
-def _start(make: Any, *args: Any, **options: Any) -> Any:
+def _apart(make: Any, *args: Any, **options: Any) -> int:
+    """The runtime's create by a child: when that has ended, the container's first process is the monitor's child, which
+    it has to be before it starts (runtime.ENDS_WITH_PARENT)."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            try:
+                told: dict[str, Any] = {"pid": _named(make, *args, **options).pid}
+            except HostelError as error:
+                told = {"error": str(error), "status": error.status}
+            except BaseException as error:
+                import traceback
+
+                traceback.print_exception(error, file=sys.stderr)
+                sys.stderr.flush()
+                told = {"error": f"internal error: {type(error).__name__}: {error} (see monitor.log)"}
+            os.write(writer, json.dumps(told).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(child, 0)
+    told = json.loads(data or b'{"error": "the runtime ended without a word"}')
+    if "error" in told:
+        error = ContainerError(told["error"])
+        error.status = told.get("status", error.status)
+        raise error
+    return int(told["pid"])
+
+
+def _named(make: Any, *args: Any, **options: Any) -> Any:
     """The runtime's create or exec; what it says of a program that isn't there becomes a shell's exit status."""
     try:
         return make(*args, **options)
@@ -77,7 +109,7 @@ def execute(path: str, *, sock: socket.socket, stdio: list[int], params: dict[st
     runtime, name = engine.runtime(folder.path), engine.identity(folder.path)
     with contextlib.ExitStack() as undo:
         console = undo.enter_context(_Console(path)) if params["tty"] else None
-        pid = _start(
+        pid = _named(
             runtime.exec, name, process, console_socket=console.path if console else None, stdio=tuple(stdio) or None
         )
         return {"pid": pid}, [console.take()] if console else []

@@ -15,6 +15,8 @@ from hostel.containers.state import State, check_id, load, now, start_time
 
 _SIGKILL = 9
 _DELETE_SECONDS = 10
+# An annotation: the first process is killed when its parent ends. The engine's monitor is that (containers/monitor).
+ENDS_WITH_PARENT = "org.hostel.ends-with-parent"
 
 
 class Runtime:
@@ -465,6 +467,8 @@ class _Creation:
         script.bind(over)
         script.call("exit_group", 1)
         script.bind(on)
+        if (self.config.get("annotations") or {}).get(ENDS_WITH_PARENT):
+            script.call("prctl", 1, _SIGKILL)  # PR_SET_PDEATHSIG; whose child it is by now, as it was started
         if "startContainer" in insides:
             insides["startContainer"].write(script)
         home = process.home(world.rootfs, (self.process.get("user") or {}).get("uid", 0))
