@@ -20,7 +20,7 @@ from hostel.images.oci.limits import Limits
 PIECE = 512 * 1024
 _AHEAD = 6  # pieces that are ready before somebody takes them
 _ZSTD_WINDOW = 128 << 20  # what 'zstd --long' makes, and memory at most
-_DAMAGED: type[Exception] = isal_zlib.IsalError
+_DAMAGED = cast(type[Exception], isal_zlib.IsalError)
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 

@@ -57,7 +57,7 @@ def pull(
 
 
 def mirrors(name: Reference) -> Iterator[tuple[str, str]]:
-    """Where to look first: in HOME/registries.toml the table ``mirrors`` has lists of REGISTRY[/PREFIX], by registry."""
+    """Where to look first: in HOME/registries.toml the table ``mirrors`` has lists of REGISTRY[/PREFIX]."""
     path = paths.home() / "registries.toml"
     try:
         table = tomllib.loads(path.read_text()).get("mirrors", {})
@@ -407,5 +407,5 @@ def check_login(registry: str, name: str, password: str, access: Access) -> None
     """Whether the registry knows them. Raises ImageError."""
     asked = Access(access.verify, f"{name}:{password}", access.pauses)
     with contextlib.closing(Session(registry, "", asked)) as session:
-        with session.request("GET", f"{session.base}/v2/", (200,)):
+        with session.request("GET", "/v2/"):
             pass

@@ -67,6 +67,7 @@ class Session:
         self.registry, self.repository, self.access = registry, repository, access
         self.scopes = [f"repository:{repository}:{actions}"] if repository else []
         self.local = is_local(registry)
+        self._host = _HOSTS.get(registry, registry)
         self._scheme = "https"
         self._pool = _pool(registry, access)
         self._authorization = ""
@@ -74,10 +75,10 @@ class Session:
 
     @property
     def base(self) -> str:
-        return f"{self._scheme}://{_HOSTS.get(self.registry, self.registry)}"
+        return f"{self._scheme}://{self._host}"
 
     def url(self, path: str) -> str:
-        return f"{self.base}/v2/{self.repository}/{path}"
+        return f"{self.base}{path}" if path.startswith("/") else f"{self.base}/v2/{self.repository}/{path}"
 
     def close(self) -> None:
         self._pool.clear()
@@ -87,7 +88,8 @@ class Session:
         self, method: str, path: str, expected: tuple[int, ...] = (200,), headers: Mapping[str, str] | None = None,
         body: Callable[[], Any] | None = None, once: bool = False,
     ) -> Iterator[urllib3.BaseHTTPResponse]:  # fmt: skip
-        """The answer, whose body is still to be read. ``path``: beneath the repository, or a whole URL. Raises Refused;
+        """The answer, whose body is still to be read. ``path``: beneath the repository, or the registry
+        (``/v2/``), or a whole URL. Raises Refused;
         with ``once`` Interrupted, else it is tried several times before that is an ImageError."""
         for attempt in range(len(self.access.pauses) + 1):
             try:
@@ -106,10 +108,12 @@ class Session:
             if answer.status not in expected:
                 raise self._refusal(method, path, answer)
             yield answer
-            if method == "HEAD" or answer.status == 204:
-                answer.drain_conn()
         finally:
-            answer.release_conn() if answer.length_remaining == 0 else answer.close()
+            if answer.length_remaining == 0:
+                answer.drain_conn()  # http.client wants an empty body to be read, too
+                answer.release_conn()
+            else:
+                answer.close()
 
     def _authorized(self, method: str, path: str, headers: dict[str, str], body: Callable[[], Any] | None) -> Any:
         sent = self._authorization
@@ -128,7 +132,7 @@ class Session:
         url = path if "://" in path else self.url(path)
         headers = {"User-Agent": f"hostel/{__version__}", **headers}
         for _ in range(_REDIRECTIONS):
-            mine = urlsplit(url).netloc == urlsplit(self.base).netloc
+            mine = urlsplit(url).netloc == self._host
             if mine and authorization:
                 headers["Authorization"] = authorization
             else:
@@ -152,7 +156,7 @@ class Session:
             raise ImageError(f"{self.registry} leads to {url[:200]!r}, which isn't safe: it must be https")
 
     def _one(self, method: str, url: str, headers: dict[str, str], body: Any) -> Any:
-        may_fall = (self.local or not self.access.verify) and self._scheme == "https" and url.startswith(self.base)
+        may_fall = (self.local or not self.access.verify) and url.startswith(f"https://{self._host}/")
         try:
             return self._pool.request(
                 method, url, headers=headers, body=body() if body else None, preload_content=False, redirect=False,
@@ -160,15 +164,15 @@ class Session:
             )  # fmt: skip
         except (urllib3.exceptions.SSLError, urllib3.exceptions.ProxyError) as error:
             reason = error.args[0] if error.args else error
-            if may_fall and isinstance(error, urllib3.exceptions.SSLError):
-                self._scheme = "http"
-                return None
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise ImageError(
                     f"{urlsplit(url).hostname} can't prove who it is ({reason.verify_message}); if that is as it should"
                     f" be, put its authority's certificate in {_CERTIFICATES[0]}/{self.registry}/ca.crt, or use"
                     " --tls-verify=false"
                 ) from error
+            if may_fall and isinstance(error, urllib3.exceptions.SSLError):
+                self._scheme = "http"
+                return None
             raise Interrupted(_reason(error)) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             if may_fall and isinstance(error, urllib3.exceptions.NewConnectionError) and ":" not in self.registry:
@@ -234,14 +238,16 @@ class Session:
             raise Interrupted(f"the server for tokens said {answer.status}")
         return token
 
-    def _wrong(self, said: str) -> ImageError:
+    def _wrong(self, said: str) -> Refused:
         advice = f"'hostel image login {self.registry}' with other ones" if self._login() else (
             f"'hostel image login {self.registry}'")  # fmt: skip
-        return ImageError(f"{self.registry} doesn't let us in{f' ({said})' if said else ''}; {advice}")
+        return Refused(f"{self.registry} doesn't let us in{f' ({said})' if said else ''}; {advice}", 401)
 
     def _refusal(self, method: str, path: str, answer: Any) -> Refused:
         said = _said(answer)
-        if answer.status in (401, 403):
+        if answer.status == 401:
+            return self._wrong(said)
+        if answer.status == 403:
             return Refused(
                 f"{self.registry} refuses {self.repository}{f' ({said})' if said else ''}; it may not exist, or want a"
                 f" 'hostel image login {self.registry}'", answer.status)  # fmt: skip
@@ -265,6 +271,7 @@ def _pool(registry: str, access: Access) -> urllib3.PoolManager:
                 with contextlib.suppress(OSError, ssl.SSLError):
                     context.load_verify_locations(path)
     else:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it is what somebody asked for
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     options: dict[str, Any] = {"maxsize": CONNECTIONS, "ssl_context": context}

@@ -105,7 +105,8 @@ def aliases(needs: Needs, below: Below) -> dict[bytes, bytes]:
 def settle(root: int, needs: Needs, below: Below) -> None:
     """Gives the layer in the folder ``root`` what it needs. Raises TarError where a hard link leads to nothing."""
     for target, path in needs.links:
-        source = below.real(target)
+        parent, slash, name = target.rpartition(b"/")
+        source = joined(below.real(parent), name) if slash else name  # a link that is the target itself stays one
         found = below.find(source)
         if not found or found[1] != source or not (stat.S_ISREG(found[2].st_mode) or stat.S_ISLNK(found[2].st_mode)):
             raise tar.TarError(

@@ -256,15 +256,21 @@ class Unpacker:
             return number
         try:
             return self._open(folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         above, _, name = folder.rpartition(b"/")
         at = self._parent(above, links)
         try:
             os.mkdir(name, 0o755, dir_fd=at)
             self._folders.setdefault(folder, None)
-        except FileExistsError:  # a link to where nothing is, in this layer
-            try:
+        except FileExistsError:
+            if folder in self._whiteouts:  # what is below it stays hidden
+                self._whiteouts.remove(folder)
+                os.unlink(name, dir_fd=at)
+                self._parent(folder, links)
+                self._hide_below(folder)
+                return self._held[folder]
+            try:  # a link to where nothing is, in this layer
                 target = os.readlink(name, dir_fd=at)
             except OSError:
                 raise tar.TarError(f"a layer has something in {os.fsdecode(folder[:200])!r}, no folder") from None
