@@ -41,6 +41,15 @@ def cgroup(request):
                 os.rmdir(os.path.dirname(folder))
 
 
+BOMB = """
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+"""
+
+
 class Inside:
     """A Python program in a cgroup: it begins after a line on its standard input."""
 
