@@ -1,13 +1,11 @@
 import contextlib
 import itertools
 import os
-import subprocess
-import sys
 
 import pytest
+from cgroup_programs import Inside
 
 from hostel.containers.cgroups import open_cgroup
-from hostel.containers.cgroups.setting import read
 
 _number = itertools.count()
 
@@ -41,39 +39,6 @@ def cgroup(request):
                 os.rmdir(os.path.dirname(folder))
 
 
-BOMB = """
-while True:
-    try:
-        os.fork()
-    except OSError:
-        pass
-"""
-
-
-class Inside:
-    """A Python program in a cgroup: it begins after a line on its standard input."""
-
-    def __init__(self, cgroup, code, **more):
-        start = "import os, sys, time, errno\nsys.stdin.readline()\n"
-        self.process = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", start + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            **more,
-        )
-        cgroup.add(self.process.pid)
-
-    def go(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self
-
-    def line(self):
-        return self.process.stdout.readline().strip()
-
-    def result(self, timeout=60):
-        """What it has written, when it has ended."""
-        return self.process.communicate(timeout=timeout)[0].strip()
-
-
 @pytest.fixture
 def inside():
     """``inside(cgroup, code)``: the program, which runs in the cgroup when this returns."""
@@ -90,9 +55,3 @@ def inside():
         for pipe in (one.process.stdin, one.process.stdout):  # which what it has forked may still hold
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-
-
-def value(cgroup, controller, v1, v2):
-    """What the kernel has in the file of this host's version."""
-    place = cgroup.places[controller]
-    return read(place.folder, v1 if place.version == 1 else v2)

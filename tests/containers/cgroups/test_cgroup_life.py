@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from conftest import BOMB, value
+from cgroup_programs import BOMB, value
 
 from hostel.base.errors import ContainerError
 from hostel.containers.cgroups import Cgroup

@@ -11,7 +11,7 @@ import tempfile
 import time
 
 import pytest
-from conftest import BOMB, value
+from cgroup_programs import BOMB, value
 
 from hostel.base.errors import ContainerError
 
