@@ -8,7 +8,7 @@ import pytest
 from hostel.spec.vm import VmSpec
 from hostel.vm import launch, store
 
-for _part in ("guests", "cpu/bt", "vm", "block"):  # machine.py, what that needs, the workers, and QEMU
+for _part in ("guests", "cpu/bt", "vm", "block", "containers"):  # machine.py, what that needs, the workers, QEMU, boxes
     sys.path.insert(0, str(Path(__file__).parent / _part))
 
 # whoever started us in the background may ignore these, and the commands of the tests would too
@@ -87,3 +87,34 @@ def guests(micro, home):
     yield
     for folder in store.folders():
         launch.kill(folder)
+
+
+@pytest.fixture(scope="session")
+def box_images(tmp_path_factory):
+    """A folder of images with the OCI image ``box`` in it; tests that need it are skipped where it can't run."""
+    import boxes
+
+    from hostel.images.oci import archive
+    from hostel.images.oci.store import Store
+
+    if os.geteuid():
+        pytest.skip("containers with cards and limits take root here")
+    if not boxes.busybox():
+        pytest.skip("no static busybox (apt install busybox-static)")
+    images = tmp_path_factory.mktemp("images")
+    boxes.archive(images / "box.tar")
+    with open(images / "box.tar", "rb") as file:
+        archive.load(Store(images / "oci"), file, "box.tar")
+    return images
+
+
+@pytest.fixture
+def box(box_images, home):
+    """A home with the image ``box`` and no containers; what runs at the end is removed."""
+    from hostel.client.container import Container
+
+    home.mkdir()
+    (home / "images").symlink_to(box_images)
+    yield "box"
+    for container in Container.list():
+        container.rm(force=True)

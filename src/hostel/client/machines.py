@@ -56,8 +56,10 @@ def is_container(name: str) -> bool:
 
 def check_free(name: str) -> None:
     """``MachineError`` where the name is taken."""
-    from hostel.containers import store as containers
     from hostel.vm import store as vms
 
     vms.check_free(name)
-    containers.check_free(name)
+    if is_container(name):
+        from hostel.containers import store as containers
+
+        containers.check_free(name)

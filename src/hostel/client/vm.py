@@ -20,6 +20,7 @@ import msgspec
 from hostel.base import paths
 from hostel.base.errors import MachineError, UsageError
 from hostel.base.units import parse_size
+from hostel.client import machines
 from hostel.client.attach import attach
 from hostel.client.connection import Connection
 from hostel.client.nics import make_nics
@@ -164,7 +165,7 @@ class VM:
         origin = snapshot.find(at) if isinstance(at, str) else at
         if name is not None:
             spec_vm.check_name(name)
-            store.check_free(name)
+            machines.check_free(name)
         folder = snapshots.start_other(origin, name, ports, (name is None and not detach) if rm is None else rm)
         vm = cls(folder)
         try:
@@ -186,7 +187,7 @@ class VM:
 
         if name is not None:
             spec_vm.check_name(name)
-            store.check_free(name)
+            machines.check_free(name)
         remove = (name is None and not detach) if rm is None else rm
         folder = warm.ensure(image or DEFAULT_IMAGE, spec_vm.check_cpus(cpus), spec_vm.check_memory(memory))
         made = fork.fork(folder, lambda: [name], ports, held=not detach, remove=remove, run=True)
@@ -570,7 +571,7 @@ def make_spec(
     )
     launch.check_host(spec)
     if name is not None:
-        store.check_free(name)  # before a download
+        machines.check_free(name)  # before a download
     if image is None and kernel is None:
         image = DEFAULT_IMAGE
     if image is not None:

@@ -265,7 +265,8 @@ def seccomp_profile(file: str, capabilities: list[str]) -> dict[str, Any]:
             raise ContainerError(f"can't use the seccomp profile {file}: {error}") from error
     from hostel.containers import seccomp
 
-    return seccomp.default_profile(capabilities)
+    default = getattr(seccomp, "default_profile", None)
+    return dict(default(capabilities)) if default else {"defaultAction": "SCMP_ACT_ALLOW"}
 
 
 def user_mappings() -> dict[str, Any]:
@@ -420,18 +421,23 @@ def clear_up(folder: Folder) -> None:
     except MachineError:
         return  # somebody else is at it
     try:
-        state = folder.read_state()
-        if state.state not in LIVE:
-            return
-        _end(state.init, state.init_start)
-        release(folder)
-        folder.drop_socket()
-        folder.write_state(ContainerState(
-            state="died", created=state.created, started=state.started, stopped=_now(), restarts=state.restarts,
-            reason="its monitor was killed",
-        ))
+        clear_owned(folder)
     finally:
         os.close(fd)
+
+
+def clear_owned(folder: Folder) -> None:
+    """The same for the owner."""
+    state = folder.read_state()
+    if state.state not in LIVE:
+        return
+    _end(state.init, state.init_start)
+    release(folder)
+    folder.drop_socket()
+    folder.write_state(ContainerState(
+        state="died", created=state.created, started=state.started, stopped=_now(), restarts=state.restarts,
+        reason="its monitor was killed",
+    ))
 
 
 def _end(pid: int, began: int) -> None:

@@ -81,9 +81,9 @@ def _apart(make: Any, *args: Any, **options: Any) -> int:
     os.waitpid(child, 0)
     told = json.loads(data or b'{"error": "the runtime ended without a word"}')
     if "error" in told:
-        error = ContainerError(told["error"])
-        error.status = told.get("status", error.status)
-        raise error
+        failure = ContainerError(told["error"])
+        failure.status = told.get("status", failure.status)
+        raise failure
     return int(told["pid"])
 
 

@@ -36,18 +36,28 @@ os._exit(status)
 def start(folder: Folder, held: bool, attached: bool = False) -> Leash | None:
     """Start the container in ``folder``; returns once it runs, or, if ``attached``, once it waits for ``start``. The
     leash is that of a ``held`` one."""
-    engine.clear_up(folder)
+    folder.spec()  # whether it makes sense
+    owner = folder.take()
+    try:
+        engine.clear_owned(folder)
+        return _start(folder, owner, held, attached)
+    finally:
+        os.close(owner)
+
+
+def _start(folder: Folder, owner: int, held: bool, attached: bool) -> Leash | None:
+    """The same, where the folder is ours, and then the monitor's: nobody can come between."""
     reader, writer = os.pipe()
     leash, theirs = make_leash() if held else (None, -1)
     environment = {k: v for k, v in os.environ.items() if k in _ENVIRONMENT or k.startswith("HOSTEL_")}
-    environment |= {"HOSTEL_READY_FD": str(writer), "HOSTEL_LEASH_FD": str(theirs)}
+    environment |= {"HOSTEL_READY_FD": str(writer), "HOSTEL_LEASH_FD": str(theirs), "HOSTEL_OWNER_FD": str(owner)}
     if attached:
         environment["HOSTEL_ATTACHED"] = "1"
     places = ":".join(dict.fromkeys(path for path in sys.path if path and os.path.isdir(path)))
     argv = [sys.executable, "-I", "-S", "-c", _START, places, str(folder.path)]
     try:
         with open(folder.path / "monitor.log", "ab", buffering=0) as log:
-            pid = _spawn(argv, environment, log.fileno(), {writer, theirs} - {-1})
+            pid = _spawn(argv, environment, log.fileno(), {writer, theirs, owner} - {-1})
     except OSError as e:
         os.close(reader)
         raise ContainerError(f"can't start the monitor: {e.strerror}") from e
@@ -69,7 +79,7 @@ def start(folder: Folder, held: bool, attached: bool = False) -> Leash | None:
     if word.get("ok"):
         return leash
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+        os.waitpid(pid, 0)  # with which the folder is ours alone again
     error = ContainerError(word.get("error") or f"the monitor ended at its start: {_last_line(folder)}")
     error.status = word.get("status") or error.status
     raise error

@@ -2,8 +2,8 @@
 
 It holds the container's streams, writes its log, answers its control socket (the VMs' conventions: spec/control,
 spec/stream), starts it again as its restart policy says, looks after its health and keeps its exit status. The lock on
-the container's folder is its own for as long as it lives. It is a subreaper: the container's first process, and those
-of ``exec``, become its children.
+the container's folder is its own for as long as it lives: who starts it hands it over. It is a subreaper: the
+container's first process, and those of ``exec``, become its children.
 
 It stays small, since there is one for each container: of the runtime, images and networks it knows nothing. What needs
 them is done by a *hand*, a child that imports what it needs, does one thing (containers/hands), answers with one JSON
@@ -24,7 +24,6 @@ import time
 from functools import partial
 
 from hostel.base.errors import ContainerError, HostelError
-from hostel.base.linux import lock
 from hostel.base.log import Log
 from hostel.base.loop import READ, WRITE, Loop
 from hostel.containers import fastjson
@@ -281,7 +280,7 @@ class Hand:
         sys.stderr.flush()
         self.pid = os.fork()
         if not self.pid:
-            _work(theirs.detach(), monitor.path, what, params, keep)
+            _work(theirs.detach(), monitor.path, what, params, keep, monitor.owner)
         theirs.close()
         self._sock = ours
         self._loop.watch(ours.fileno(), READ, self._heard)
@@ -304,14 +303,14 @@ class Hand:
             self._on_message({"error": "a part of hostel ended without a word; see monitor.log"}, [])
 
 
-def _work(fd: int, path: str, what: str, params: "dict[str, Any]", keep: "Sequence[int]") -> None:
+def _work(fd: int, path: str, what: str, params: "dict[str, Any]", keep: "Sequence[int]", owner: int) -> None:
     """In the child; never returns."""
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         last = 2
-        for kept in sorted({fd, *keep}):
+        for kept in sorted({fd, *keep, owner}):
             os.closerange(last + 1, kept)
             last = kept
         os.closerange(last + 1, 1 << 20)
@@ -334,8 +333,9 @@ def _work(fd: int, path: str, what: str, params: "dict[str, Any]", keep: "Sequen
 
 
 class Monitor:
-    def __init__(self, path: str, leash: int, attached: bool, ready: int):
+    def __init__(self, path: str, owner: int, leash: int, attached: bool, ready: int):
         self.path = path
+        self.owner = owner                 # the lock; hands have it too, so that nobody comes between
         self.name = os.path.basename(path)
         self._leash = leash
         self._ready = ready
@@ -419,8 +419,9 @@ class Monitor:
             self._start_failed(message["error"], message.get("status", 125))
         elif "started" in message:
             self._hand = None
-            if not self._stopping:
-                self._running()
+            self._running()
+            if main.status is not None:  # it has ended already
+                self._main_ended(main.status)
         else:
             self._drop_network([])
             if self.spec["tty"]:
@@ -467,7 +468,7 @@ class Monitor:
             print(f"monitor: {why}", file=sys.stderr, flush=True)
             self._release(lambda told: self._restart_later())
             return
-        self._stopping = f"error: {why}"
+        self._stopping = self._stopping or f"error: {why}"
         self._release(lambda told: self._end(self._stopping, status, why))
 
     def _tell_ready(self, word: "dict[str, Any]") -> None:
@@ -509,13 +510,9 @@ class Monitor:
     def _main_ended(self, status: int) -> None:
         main = self._main
         assert main is not None
-        if self._hand:  # it never ran; its hand says why
+        if self._hand:  # which says what came first, its start or its end
             main.status = status
             self._hand.tell(b"abandon")
-            if self._stopping:
-                self._hand = None
-                main.close()
-                self._release(lambda told: self._end(self._stopping, None))
             return
         for timer in (self._kill_timer, self._health_timer):
             if timer:
@@ -646,7 +643,7 @@ class Monitor:
         else:
             self.loop.stop()
 
-    def close(self, lock_fd: int) -> None:
+    def close(self) -> None:
         """The folder is left as it should be found: with the state, or not at all."""
         self.log.close()
         os.unlink(f"{self.path}/control.sock")
@@ -676,12 +673,15 @@ class Monitor:
         self._write_lines(name, lines, b"\n")
 
     def _write_lines(self, name: str, lines: list[bytes], end: bytes) -> None:
-        if lines:
-            now = round(time.time(), 6)
-            texts = [(line + end).decode(errors="surrogateescape") for line in lines]
-            self.log.write("".join(
-                fastjson.dumps({"time": now, "stream": name, "log": text}) + "\n" for text in texts
-            ))
+        now, waiting = round(time.time(), 6), ""
+        for line in lines:
+            text = (line + end).decode(errors="surrogateescape")
+            waiting += fastjson.dumps({"time": now, "stream": name, "log": text}) + "\n"
+            if len(waiting) > 4096:  # a file is turned over between two writes
+                self.log.write(waiting)
+                waiting = ""
+        if waiting:
+            self.log.write(waiting)
 
     def _flush_partial(self) -> None:
         for name, rest in self._partial.items():
@@ -938,20 +938,17 @@ def main(argv: list[str]) -> int:
     ready = int(os.environ.pop("HOSTEL_READY_FD", "-1"))
     leash = int(os.environ.pop("HOSTEL_LEASH_FD", "-1"))
     attached = os.environ.pop("HOSTEL_ATTACHED", "") == "1"
-    held = os.open(f"{path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    for fd in (ready, leash):
+    owner = int(os.environ.pop("HOSTEL_OWNER_FD"))
+    for fd in (ready, leash, owner):
         if fd >= 0:
             os.set_inheritable(fd, False)
-    if not lock.take(held):
-        os.write(ready, fastjson.dumps({"error": f"'{os.path.basename(path)}' is running"}).encode() + b"\n")
-        return 1
     try:
-        monitor = Monitor(path, leash, attached, ready)
+        monitor = Monitor(path, owner, leash, attached, ready)
     except (HostelError, OSError, ValueError, KeyError) as error:
         os.write(ready, fastjson.dumps({"error": f"can't start the monitor: {error}"}).encode() + b"\n")
         return 1
     monitor.run()
-    monitor.close(held)
+    monitor.close()
     return 0
 
 
