@@ -11,8 +11,8 @@ import struct
 from hostel.base.errors import ContainerError
 from hostel.containers.stage import OPS, Label, Script, Slot
 
-# OUTSIDE is PID of a process that couldn't be cloned into its cgroup.
-READY, MAP, PID, HOOKS, COPY, LISTENER, OUTSIDE = range(1, 8)
+# FIRST is who takes the first process's place; OUTSIDE: it couldn't be cloned into its cgroup.
+READY, MAP, PID, HOOKS, COPY, LISTENER, OUTSIDE, FIRST = range(1, 9)
 
 
 def tell(script: Script, fd: int, code: int, value: Slot | int = 0) -> None:

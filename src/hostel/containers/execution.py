@@ -11,7 +11,7 @@ from errno import EBUSY, EOPNOTSUPP
 
 from hostel.base.errors import ContainerError
 from hostel.containers import dialogue, namespaces, process, spec, stage
-from hostel.containers.runtime import _adjust, _connect, _limit, v1_folders
+from hostel.containers.runtime import _adjust, _connect, v1_folders
 from hostel.containers.state import State
 
 
@@ -80,14 +80,17 @@ def _run(state, cgroup, config, console, preserved, stdio, opened, pids):  # typ
     if privileged:
         namespaces.hide(script)
     process.label(script, config)
+    process.raise_limits(script, config)
     own_user = bool(flags & spec.NAMESPACES["user"][0])
+    if unified is not None:
+        _enter_cgroup(script, theirs, unified)
     script.call("setns", container, flags, what=f"joining container {state.id}")
     if own_user:
         unmapped = stage.Label()
         script.call("setresgid", 0, 0, 0, on={stage.ANY: unmapped})
         script.call("setresuid", 0, 0, 0, on={stage.ANY: unmapped})
         script.bind(unmapped)
-    _clone(script, theirs, unified)
+    namespaces.clone(script, theirs, 0, None)
     namespaces.hide(script)
     namespaces.enter_cgroups(script, tasks)
     if root is not None:
@@ -107,6 +110,7 @@ def _run(state, cgroup, config, console, preserved, stdio, opened, pids):  # typ
     process.become(script, config, own_user, filter_ is not None, install)
     program = process.find_program(script, config)
     namespaces.hide(script)
+    process.limit(script, config)
     process.close_others(script, preserved)
     if config.get("noNewPrivileges"):
         install()
@@ -116,59 +120,52 @@ def _run(state, cgroup, config, console, preserved, stdio, opened, pids):  # typ
     process.execute(script, config, program, process.environment(config, home), True)
     pids.append(stage.launch(script, keep, stdio))
     os.close(theirs)
-    child = 0
-    while True:
-        message = dialogue.hear(ours, script)
-        if message is None:
-            break
+    outside, child = False, 0
+    waiting: tuple[int, int] | None = None  # the process's message, until its number is known, which another tells
+    while (message := dialogue.hear(ours, script)) is not None:
         code, value = message
-        if code in (dialogue.PID, dialogue.OUTSIDE):
-            child = value
-            pids.append(child)
-            if code == dialogue.OUTSIDE:
+        if code == dialogue.OUTSIDE:
+            outside = True
+        elif code in (dialogue.FIRST, dialogue.PID):
+            pids.append(value)
+            child = value if code == dialogue.PID else 0
+        else:
+            waiting = message
+        if not child or waiting is None:
+            continue
+        code, value = waiting
+        waiting = None
+        if code == dialogue.LISTENER:
+            assert filter_
+            filter_.hand_over(child, value, state)
+        else:
+            if outside:
                 cgroup.add(child, beside=state.pid)
-        elif code == dialogue.READY:
-            while not child:  # the first process tells it, maybe a little later
-                following = dialogue.hear(ours, script)
-                if following is None:
-                    raise ContainerError(f"exec in container {state.id}: the process ended early")
-                child = following[1]
-                pids.append(child)
-                if following[0] == dialogue.OUTSIDE:
-                    cgroup.add(child, beside=state.pid)
             affinity = config.get("execCPUAffinity") or {}
             if affinity.get("final") or affinity.get("initial"):
                 os.sched_setaffinity(child, process.cpus(affinity.get("final") or affinity["initial"]))
-            _limit(child, config)
             if config.get("oomScoreAdj") is not None:
                 _adjust(child, config["oomScoreAdj"])
-            dialogue.go(ours)
-        elif code == dialogue.LISTENER:
-            assert filter_
-            filter_.hand_over(child, value, state)
-            dialogue.go(ours)
-    os.waitpid(pids.pop(0), 0)
+        dialogue.go(ours)
+    for pid in pids:
+        if pid != child:
+            os.waitpid(pid, 0)
     if not child:
         raise ContainerError(f"exec in container {state.id}: the process ended early")
     return child
 
 
-def _clone(script: stage.Script, fd: int, unified: "int | None") -> None:
-    """As ``namespaces.clone``, but where v2's cgroup takes no process: others are below it by now."""
+def _enter_cgroup(script: stage.Script, fd: int, unified: int) -> None:
+    """Into v2's cgroup by a clone, while there is the right to; or tell that it takes none, as others are below it."""
     script.doing = "cloning the process"
-    child, pid = stage.Label(), script.slot()
-    if unified is not None:
-        outside = stage.Label()
-        arguments = struct.pack("<11Q", 0x8000 | 0x2_0000_0000, 0, 0, 0, 0, 0, 0, 0, 0, 0, unified)
-        refused = {EBUSY: outside, EOPNOTSUPP: outside}
-        script.call("clone3", script.place(arguments), len(arguments), to=pid, zero=child, on=refused)
-        dialogue.tell(script, fd, dialogue.PID, pid)
-        script.call("exit_group", 0)
-        script.bind(outside)
-    plain = struct.pack("<11Q", 0x8000, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    script.call("clone3", script.place(plain), len(plain), to=pid, zero=child)
-    dialogue.tell(script, fd, dialogue.OUTSIDE if unified is not None else dialogue.PID, pid)
+    child, outside, pid = stage.Label(), stage.Label(), script.slot()
+    arguments = struct.pack("<11Q", 0x8000 | 0x2_0000_0000, 0, 0, 0, 0, 0, 0, 0, 0, 0, unified)
+    refused = {EBUSY: outside, EOPNOTSUPP: outside}
+    script.call("clone3", script.place(arguments), len(arguments), to=pid, zero=child, on=refused)
+    dialogue.tell(script, fd, dialogue.FIRST, pid)
     script.call("exit_group", 0)
+    script.bind(outside)
+    dialogue.tell(script, fd, dialogue.OUTSIDE)
     script.bind(child)
 
 

@@ -87,18 +87,21 @@ class Inside:
 
     def tell(self, state: bytes) -> None:
         """What they will read; a pipe holds it until then."""
-        for _, writer in self.pipes:
+        for number, (reader, writer) in enumerate(self.pipes):
             os.set_blocking(writer, False)
             try:
                 if os.write(writer, state) != len(state):
                     raise BlockingIOError
             except BlockingIOError:
                 raise ContainerError(f"the state is too long for a {self.kind} hook: fewer annotations") from None
+            os.close(writer)
+            self.pipes[number] = (reader, -1)
 
     def close(self) -> None:
         for pair in self.pipes:
             for fd in pair:
-                os.close(fd)
+                if fd >= 0:
+                    os.close(fd)
         self.pipes = []
 
     def write(self, script: Script) -> None:

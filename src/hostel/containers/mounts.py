@@ -144,14 +144,14 @@ class Mounts:
         attributes = script.place(struct.pack("<QQQQ", 0, 0, base, 0))
         script.call("mount_setattr", _CWD, "/", below, attributes, 32)
         if base == options.SHARED:  # pivot_root refuses a root whose mount's parent is shared
-            parent = _mount_point(os.path.realpath(self.rootfs))
             private = script.place(struct.pack("<QQQQ", 0, 0, options.PRIVATE, 0))
-            script.call("mount_setattr", _CWD, parent, 0, private, 32)
+            script.call("mount_setattr", _CWD, "/", 0, private, 32)
         if not self.early:
             self._open_root()
         elif base != options.SHARED:
             self._attributes(self._tree, 0, 0, _RECURSIVE, 0, base)
-        script.call("move_mount", self._tree, "", _CWD, self.rootfs, 0x4 | 0x10)  # MOVE_MOUNT_T_SYMLINKS
+        # On the host's root, where everybody may go; who has that for a root already doesn't see it.
+        script.call("move_mount", self._tree, "", _CWD, "/", 0x4)
         script.copy(self.root.address, self._tree)
 
     def mount_all(self, cgroup: list[tuple[str, str]] | None, own: dict[str, str] | None = None) -> None:
@@ -366,8 +366,7 @@ class Mounts:
         script.doing = "entering the container's root" + ("" if no_pivot else " (is it in a ramfs? then --no-pivot)")
         script.call("fchdir", self.root)
         if no_pivot:
-            script.call("move_mount", self.root, "", _CWD, "/", 0x4)
-            script.call("chroot", ".")
+            script.call("chroot", ".")  # it is on the host's root already
         else:
             old = script.slot()
             script.call("openat", _CWD, "/", _PATH | _DIRECTORY | _CLOEXEC, 0, to=old)
@@ -382,17 +381,6 @@ class Mounts:
             self._attributes(self.root, 0, 0, below, 0, self.propagation)
         script.call("close", self.root, on={ANY: (done := Label())})
         script.bind(done)
-
-
-def _mount_point(path: str) -> str:
-    """Of the mount that a path is on, as we see it."""
-    best = "/"
-    with open("/proc/self/mountinfo", encoding=None, errors="surrogateescape") as file:
-        for line in file:
-            point = line.split(" ")[4].encode().decode("unicode_escape")
-            if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-                best = point
-    return best
 
 
 def cgroup_hierarchies() -> list[tuple[str, str]] | None:

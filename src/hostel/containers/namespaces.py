@@ -8,6 +8,7 @@ its cgroups: the kernel makes who moves another wait for every CPU.
 
 import fcntl
 import os
+import struct
 from errno import EPERM
 
 from hostel.base.errors import ContainerError
@@ -86,16 +87,15 @@ def enter_user(script: Script, namespaces: Namespaces, fd: int, sync: bool) -> N
         script.bind(unmapped)
 
 
-def clone(script: Script, fd: int, flags: int, cgroup: int | None) -> None:
-    """The second process goes on with what follows; the first ends."""
+def clone(script: Script, fd: int, flags: int, cgroup: int | None, code: int = dialogue.PID) -> None:
+    """Another process goes on with what follows, and this one ends. ``cgroup``: v2's, where the other begins; the
+    kernel asks for the right to write there, which a user namespace's root hasn't."""
     script.doing = "cloning the container's process"
-    import struct
-
     child, pid = Label(), script.slot()
     flags |= _CLONE_PARENT | (_INTO_CGROUP if cgroup is not None else 0)
     arguments = struct.pack("<11Q", flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, cgroup or 0)
     script.call("clone3", script.place(arguments), len(arguments), to=pid, zero=child)
-    dialogue.tell(script, fd, dialogue.PID, pid)
+    dialogue.tell(script, fd, code, pid)
     script.call("exit_group", 0)
     script.bind(child)
 
@@ -109,8 +109,6 @@ def enter_cgroups(script: Script, fds: list[int]) -> None:
 
 def settle(script: Script, config: dict, namespaces: Namespaces) -> None:
     """What belongs to the new namespaces: the loopback interface, names, sysctls."""
-    import struct
-
     if "cgroup" in namespaces.new:
         script.call("unshare", NAMESPACES["cgroup"][0], what="making a cgroup namespace")
     if "network" in namespaces.new:

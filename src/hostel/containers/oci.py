@@ -75,7 +75,7 @@ def main(argv: "list[str] | None" = None) -> int:
             for long, short, value in table:
                 print(f"  {f'-{short}, ' if short else '    '}--{long}{' VALUE' if value else ''}")
             return 0
-        least = sum(1 for word in operands.split(" ") if word.isupper())
+        least = len(operands.partition("[")[0].split())
         if name == "exec" and chosen.get("process"):
             least = 1
         if len(words) < least or (len(words) > least and "[" not in operands and name != "exec"):
@@ -193,7 +193,8 @@ def _creation(chosen: dict, options: dict) -> dict:
     return {
         "console_socket": chosen.get("console-socket"), "pid_file": chosen.get("pid-file"),
         "preserve_fds": _number(chosen.get("preserve-fds", "0"), "preserve-fds"),
-        "no_pivot": bool(chosen.get("no-pivot")), "no_new_keyring": bool(chosen.get("no-new-keyring")), "systemd_cgroup": bool(options.get("systemd-cgroup")),
+        "no_pivot": bool(chosen.get("no-pivot")), "no_new_keyring": bool(chosen.get("no-new-keyring")),
+        "systemd_cgroup": bool(options.get("systemd-cgroup")),
     }  # fmt: skip
 
 

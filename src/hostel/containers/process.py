@@ -10,11 +10,13 @@ from errno import EACCES, EINVAL, ENOENT, EPERM
 
 from hostel.base.errors import ContainerError
 from hostel.containers import capabilities
+from hostel.containers.spec import RLIMITS
 from hostel.containers.stage import ANY, Label, Script, Slot
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 24, 38, 47
 _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
+_UNLIMITED = (1 << 64) - 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _POLICIES = {
     "SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_IDLE": 5,
@@ -121,6 +123,30 @@ def tune(script: Script, process: dict, personality: dict | None) -> None:
     if personality:
         script.doing = "linux.personality"
         script.call("personality", _DOMAINS[personality["domain"]])
+
+
+def raise_limits(script: Script, process: dict) -> None:
+    """Hard limits above the runtime's own: with its rights, before a user namespace is entered."""
+    import resource
+
+    for limit in process.get("rlimits") or []:
+        number, wanted = RLIMITS[limit["type"]], _limits(limit)
+        soft, hard = (value & _UNLIMITED for value in resource.getrlimit(number))
+        if wanted[1] > hard:
+            raised = script.place(struct.pack("<QQ", soft, wanted[1]))
+            script.call("prlimit64", 0, number, raised, 0, what=f"config.json: process.rlimits: {limit['type']}")
+
+
+def limit(script: Script, process: dict) -> None:
+    """Resource limits, when all that needs descriptors and processes is done."""
+    for limit in process.get("rlimits") or []:
+        values = script.place(struct.pack("<QQ", *_limits(limit)))
+        what = f"config.json: process.rlimits: {limit['type']}"
+        script.call("prlimit64", 0, RLIMITS[limit["type"]], values, 0, what=what)
+
+
+def _limits(limit: dict) -> tuple[int, int]:
+    return limit["soft"] & _UNLIMITED, limit["hard"] & _UNLIMITED
 
 
 def become(script: Script, process: dict, own_user: bool, filter_early: bool, install: object) -> None:

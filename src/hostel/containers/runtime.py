@@ -413,6 +413,11 @@ class _Creation:
             namespaces.hide(script)
             namespaces.join(script, spaces, user=False)
             world.open_sources()
+        process.raise_limits(script, self.process)
+        self.handed_on = spaces.own_user and unified is not None
+        if self.handed_on:
+            namespaces.clone(script, theirs, 0, unified, dialogue.FIRST)
+            unified = None
         sync = bool(spaces.new & {"user"} or linux.get("timeOffsets") or self.process.get("oomScoreAdj") is not None)
         namespaces.enter_user(script, spaces, theirs, sync)
         if not self.privileged:
@@ -455,6 +460,7 @@ class _Creation:
         process.become(script, self.process, spaces.own_user, self.filter is not None, install)
         program = process.find_program(script, self.process)
         namespaces.hide(script)  # a change of user may have undone it
+        process.limit(script, self.process)
         process.close_others(script, self.preserved)
         if self.process.get("noNewPrivileges"):
             install()
@@ -514,7 +520,14 @@ class _Creation:
             if message is None:
                 raise ContainerError(f"container {self.id}: its process ended before it was ready: {self._death()}")
             code, value = message
-            if code == dialogue.MAP:
+            if code == dialogue.FIRST:
+                self._hand_on(value)
+            elif code == dialogue.MAP:
+                if self.handed_on:  # it may speak before the one that tells of it
+                    following = dialogue.hear(fd, script)
+                    if following is None or following[0] != dialogue.FIRST:
+                        raise ContainerError(f"container {self.id}: its first process ended early: {self._death()}")
+                    self._hand_on(following[1])
                 first = self.pids[0]
                 if "user" in self.namespaces.new:
                     namespaces.write_maps(first, self.linux, self.privileged)
@@ -545,14 +558,22 @@ class _Creation:
                 dialogue.go(fd)
             elif code == dialogue.READY:
                 self._second(fd, script, state)
-                _limit(state.pid, self.process)
                 os.waitpid(self.pids[0], 0)
                 return
+
+    def _hand_on(self, pid: int) -> None:
+        """Another process has the first one's place."""
+        os.waitpid(self.pids[0], 0)
+        self.pids[0] = pid
+        self.handed_on = False
 
     def _second(self, fd: int, script: stage.Script, state: State) -> int:
         """The second process's ID, which the first may tell a little after the second's own message."""
         while len(self.pids) < 2:
             message = dialogue.hear(fd, script)
+            if message and message[0] == dialogue.FIRST:
+                self._hand_on(message[1])
+                continue
             if message is None or message[0] != dialogue.PID:
                 raise ContainerError(f"container {self.id}: its first process ended early: {self._death()}")
             self.pids.append(message[1])
@@ -620,22 +641,6 @@ def _user_namespace(maps: dict) -> int:
     finally:
         os.close(ours)  # which ends it
         os.waitpid(pid, 0)
-
-
-def _limit(pid: int, config: dict) -> None:
-    """Resource limits: from here, where there may be the right to raise them."""
-    if not config.get("rlimits"):
-        return
-    import resource
-
-    unlimited = (1 << 64) - 1
-    for limit in config["rlimits"]:
-        soft, hard = ((-1 if limit[name] in (-1, unlimited) else limit[name]) for name in ("soft", "hard"))
-        try:
-            resource.prlimit(pid, spec.RLIMITS[limit["type"]], (soft, hard))
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise ContainerError(f"config.json: process.rlimits: {limit['type']}: {why}") from None
 
 
 def _adjust(pid: int, score: int) -> None:
