@@ -158,7 +158,8 @@ def run_pull(args: argparse.Namespace) -> int:
         args.name, platform=wanted, access=access(args), progress=progress(args), limits=limits(args),
         unpack=not args.no_unpack,
     )  # fmt: skip
-    print(json.dumps(described_oci(oci), indent=2) if args.json else f"{short(str(reference.parse(args.name)))}: {oci.id}")
+    name = reference.parse(args.name).familiar
+    print(json.dumps(described_oci(oci), indent=2) if args.json else f"{name}: {oci.id}")
     return 0
 
 
