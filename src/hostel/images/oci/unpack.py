@@ -44,12 +44,12 @@ class Owners:
 
     @classmethod
     def here(cls) -> "Owners":
-        """What this process may do."""
+        """What this process may do: in a user namespace with a single user nobody else can own anything."""
         if os.geteuid():
             return cls(keep=False)
         with open("/proc/self/uid_map") as file:
             count = max(int(line.split()[0]) + int(line.split()[2]) for line in file)
-        return cls(count=count)
+        return cls(keep=count > 1, count=count)
 
 
 @dataclass
