@@ -1,7 +1,7 @@
 # make run    boot a guest on this machine and be in it        make test   check everything that is fast
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow bench bench-cpu bench-io bench-snapshots install install-test clean
+.PHONY: help run test test-slow bench bench-cpu bench-io bench-snapshots bench-containers install install-test clean
 
 help:
 	@echo "make run        install hostel in .venv, boot Linux on it and be on its console"
@@ -9,6 +9,7 @@ help:
 	@echo "make test       every fast test, ruff and mypy     make test-slow   the long ones"
 	@echo "make bench      measure against QEMU               make bench-cpu   the translator's speed"
 	@echo "make bench-io   devices' speed                    make bench-snapshots   snapshots and forks"
+	@echo "make bench-containers   containers and their images"
 	@echo "make clean      remove what was built"
 
 run: install
@@ -34,6 +35,9 @@ bench-io: install-test
 
 bench-snapshots: install-test
 	.venv/bin/python -m bench snapshots
+
+bench-containers: install-test
+	.venv/bin/python -m bench containers
 
 install:
 	@$(PYTHON) tools/install

@@ -23,7 +23,8 @@ from hostel.base.errors import HostelError
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 DOCUMENTS = {"whole": ROOT / "docs" / "benchmarks.md", "cpu": ROOT / "docs" / "benchmarks-cpu.md",
-             "io": ROOT / "docs" / "benchmarks-io.md", "snapshots": ROOT / "docs" / "benchmarks-snapshots.md"}
+             "io": ROOT / "docs" / "benchmarks-io.md", "snapshots": ROOT / "docs" / "benchmarks-snapshots.md",
+             "containers": ROOT / "docs" / "benchmarks-containers.md"}
 PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Hostel, Qemu, Native)}
 
 

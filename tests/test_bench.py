@@ -1,6 +1,7 @@
 """The harness of ``make bench``: that it counts right. No time is asserted; the machine may be busy."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from bench.native import Native
 from bench.programs import kernels
 from bench.report import BEGIN, END, Report, Result
 from bench.row import Context, Goal, Mean, Row, Sample, Scaling, each, program, timed
-from bench.rows import SUITES, images, select
+from bench.rows import SUITES, images, oci_images, select
 from bench.rows import debian as debian_rows
 from bench.rows import shares as shares_rows
 
@@ -521,3 +522,13 @@ def test_conversions_are_compared(monkeypatch):
     monkeypatch.setattr(images, "SIZE", 320 << 20)
     values = images.converting()([FakePeer("hostel"), FakePeer("qemu"), FakePeer("native")], Context(quick=True))
     assert set(values) == {"hostel", "qemu"} and all(value.value > 0 and value.cpu > 0 for value in values.values())
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, oci_images.PROGRAMS)),
+    reason="needs root, docker-registry, skopeo and umoci; on Debian: apt-get install docker-registry skopeo umoci",
+)
+def test_pulls_are_compared(monkeypatch):
+    monkeypatch.setattr(oci_images, "SIZE", 10_000_000)
+    values = oci_images.pulling(2)([FakePeer("hostel"), FakePeer("qemu"), FakePeer("native")], Context(quick=True))
+    assert set(values) == {"hostel", "native"} and all(value.value > 0 and value.cpu > 0 for value in values.values())

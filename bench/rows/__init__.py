@@ -13,6 +13,7 @@ from bench.rows import (
     footprint,
     images,
     network,
+    oci_images,
     processes,
     programs,
     shares,
@@ -54,6 +55,9 @@ SUITES: dict[str, dict[str, Group]] = {
         "snapshots": snapshots.SNAPSHOTS,
         "forks": snapshots.FORKS,
         "warm": snapshots.WARM,
+    },
+    "containers": {
+        "oci-images": Group(tuple(oci_images.ROWS)),
     },
 }
 
