@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -376,3 +378,29 @@ def test_a_config_of_what_was_asked_for(tmp_path):
     assert config["linux"]["resources"]["memory"] == {"limit": 1 << 26}
     assert "CAP_KILL" not in config["process"]["capabilities"]["bounding"]
     assert "seccomp" not in config["linux"] and "maskedPaths" not in config["linux"]
+
+
+def test_the_rate_of_a_card(box):
+    """What a container sends in two seconds to a server of the host's, by its router."""
+    had = []
+
+    def receive():
+        peer = server.accept()[0]
+        with peer:
+            peer.settimeout(30)
+            while data := peer.recv(1 << 16):
+                had.append(len(data))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        receiver = threading.Thread(target=receive)
+        receiver.start()
+        container = run(box, "sleep", "1000", networks=["nat,rate=1M"], allow_host_loopback=True, name="slow")
+        begin = time.monotonic()
+        port = server.getsockname()[1]
+        container.exec(["sh", "-c", f"timeout 2 dd if=/dev/zero bs=64k | nc 10.0.2.2 {port}"])
+        receiver.join()
+        assert 0 < sum(had) < 3 * (1 << 20) * (time.monotonic() - begin)
+        rows = {row["what"]: row for row in container.explain()["limits"] if row["controller"] == "network"}
+        assert [row["limit"] for row in rows.values()] == [1 << 20, 1 << 20]
+        assert rows["sent by eth0"]["use"] >= sum(had)

@@ -383,8 +383,8 @@ def make_spec(
     for nic in spec.nics:
         if ":" in nic.network:
             raise UsageError(f"a container can't be on {nic.network}: --network is nat, none or a named network")
-        if nic.rate or nic.queues > 1 or nic.spoof:
-            raise UsageError("rate=, queues= and spoof= are for VMs' cards, not for containers'")
+        if nic.queues > 1 or nic.spoof:
+            raise UsageError("queues= and spoof= are for VMs' cards, not for containers'")
     extra = words.parse_env(list(env))
     found = find_image(image)
     config = found.config

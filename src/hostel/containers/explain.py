@@ -16,7 +16,7 @@ from typing import Any
 
 from hostel.base.errors import ContainerError
 from hostel.base.linux.syscall import syscall
-from hostel.containers import capabilities, engine
+from hostel.containers import capabilities, engine, wiring
 from hostel.containers.store import Folder
 
 _SETNS = 308
@@ -57,13 +57,17 @@ def explain(folder: Folder) -> dict[str, Any]:
     cgroup = engine.cgroup(folder.path)
     limits = [
         {"controller": row.controller, "what": row.what, "limit": row.limit, "use": row.use, "unit": row.unit,
-         "file": row.file} for row in cgroup.limits()
+         "file": row.file} for row in cgroup.limits() + (wiring.limits(pid) if _own_network(pid) else [])
     ]  # fmt: skip
     return {
         "name": folder.name, "isolation": "container", "pid": pid, "kernel": os.uname().release,
         "namespaces": namespaces, "cgroups": _lines(f"/proc/{pid}/cgroup"), "limits": limits,
         "privileges": _privileges(pid),
     }
+
+
+def _own_network(pid: int) -> bool:
+    return os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
 
 
 def _privileges(pid: int) -> dict[str, Any]:

@@ -16,8 +16,11 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from hostel.base.errors import ContainerError, HostelError, NetworkError, UsageError
 from hostel.base.linux.syscall import syscall
+from hostel.containers import netlimit
 from hostel.net import networks, process
 from hostel.net.bridge import name_of
 from hostel.net.listening import listen
@@ -50,6 +53,8 @@ def connect(spec: ContainerSpec, pid: int) -> tuple[list[dict[str, Any]], int, l
                 card, lease = _named(spec, nic, pid, name)
             cards.append(card)
             leases.append(lease)
+            if nic.rate:
+                _limit(pid, name, nic)
     except BaseException:
         for lease in leases:
             os.close(lease)
@@ -123,6 +128,32 @@ def _card(nic: NicSpec, address: str, addresses: Addresses, gateway: str, domain
         "mask": socket.inet_ntoa(addresses.mask.to_bytes(4, "big")), "gateway": gateway,
         "dns": socket.inet_ntoa(addresses.dns), "domain": domain,
     }
+
+
+def _limit(pid: int, name: str, nic: NicSpec) -> None:
+    """Either way; in the container's namespace, whose root may not change it without CAP_NET_ADMIN."""
+
+    def limit() -> list[int]:
+        netlimit.shape(name, nic.rate, nic.burst)
+        netlimit.police(name, nic.rate, nic.burst)
+        return []
+
+    _within(pid, limit)
+
+
+def limits(pid: int) -> list[netlimit.Limit]:
+    """Of the cards of the container with that first process, each rate beside what went through."""
+
+    def tell() -> list[int]:
+        found = [limit for _, name in socket.if_nameindex() for limit in netlimit.limits(name)]
+        fd = os.memfd_create("limits", os.MFD_CLOEXEC)
+        os.write(fd, msgspec.json.encode(found))
+        return [fd]
+
+    (fd,) = _within(pid, tell)
+    with open(fd, "rb") as file:
+        file.seek(0)
+        return msgspec.json.decode(file.read(), type=list[netlimit.Limit])
 
 
 def _mac(text: str) -> bytes:
