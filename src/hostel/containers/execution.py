@@ -128,7 +128,7 @@ def _run(state, cgroup, config, console, preserved, stdio, opened, pids):  # typ
             outside = True
         elif code in (dialogue.FIRST, dialogue.PID):
             pids.append(value)
-            child = value if code == dialogue.PID else 0
+            child = value if code == dialogue.PID else child
         else:
             waiting = message
         if not child or waiting is None:

@@ -32,11 +32,16 @@ PROPAGATION = {"private": PRIVATE, "slave": SLAVE, "shared": SHARED, "unbindable
 _IGNORED = ("defaults", "auto", "noauto", "user", "nouser", "_netdev", "nofail", "z", "Z")
 
 
+def inside(path: str) -> str:
+    """A path of the container's, from its root on. normpath(3posix) would keep two slashes at the beginning."""
+    return os.path.normpath("/" + path.lstrip("/"))
+
+
 class Mount:
     """One of the configuration's, read."""
 
     def __init__(self, mount: dict, bundle: str):
-        self.destination = os.path.normpath("/" + mount["destination"])
+        self.destination = inside(mount["destination"])
         self.type = mount.get("type") or "none"
         self.source = mount.get("source") or self.type
         self.flags = 0

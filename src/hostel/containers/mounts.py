@@ -286,12 +286,12 @@ class Mounts:
             return
         script.doing = "the container's /dev"
         script.call("close", self.resolve("/dev", True))
-        asked = {device.get("path") for device in self.linux.get("devices") or []}
+        asked = {options.inside(device.get("path", "")) for device in self.linux.get("devices") or []}
         for name, major, minor in DEVICES:
             if f"/dev/{name}" not in asked:
                 self._device(f"/dev/{name}", stat.S_IFCHR | 0o666, major, minor, 0, 0)
         for device in self.linux.get("devices") or []:
-            path, kind = os.path.normpath("/" + device.get("path", "")), device.get("type")
+            path, kind = options.inside(device.get("path", "")), device.get("type")
             if kind not in _TYPE or path == "/":
                 raise ContainerError(f"config.json: linux.devices: {path} of the type {kind} can't be made")
             mode = _TYPE[kind] | (device.get("fileMode") or 0o666) & 0o7777
@@ -330,7 +330,7 @@ class Mounts:
         for path in self.linux.get("readonlyPaths") or []:
             script.doing, skip = f"making {path} read-only", Label()
             fd, tree = script.slot(), script.slot()
-            inside = os.path.normpath("/" + path).lstrip("/")
+            inside = options.inside(path).lstrip("/")
             script.call("openat2", self.root, inside, self._how(_PATH), 24, to=fd, on={ENOENT: skip, ENOTDIR: skip})
             script.call("open_tree", fd, "", _CLONE | _CLOEXEC | _RECURSIVE | _EMPTY, to=tree)
             self._attributes(tree, options.ATTR_RDONLY, 0, _RECURSIVE)
@@ -341,7 +341,7 @@ class Mounts:
         for path in self.linux.get("maskedPaths") or []:
             script.doing, skip, file, done = f"masking {path}", Label(), Label(), Label()
             fd, tree = script.slot(), script.slot()
-            inside = os.path.normpath("/" + path).lstrip("/")
+            inside = options.inside(path).lstrip("/")
             folder = self._how(_PATH | _DIRECTORY)
             script.call("openat2", self.root, inside, folder, 24, to=fd, on={ENOENT: skip, ENOTDIR: file})
             script.call("fchdir", fd)

@@ -8,6 +8,7 @@ Imports are few and late, since each is a good part of the time that a container
 """
 
 import os
+import time
 
 from hostel.base.errors import ContainerError
 from hostel.containers import dialogue, mounts, namespaces, process, spec, stage
@@ -81,14 +82,20 @@ class Runtime:
             os.unlink(taken)
         import select
 
+        kinds = state.config.get("hooks") or {}
+        hooked = -1
+        if kinds.get("startContainer"):
+            hooked = os.open(state.hooked, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         poll = select.poll()
         poll.register(fd, 0)
         os.write(fd, b"+")
         poll.poll()  # until nobody has the other end: it is closed by exec
         os.close(fd)
-        kinds = state.config.get("hooks") or {}
-        if kinds.get("startContainer") and not state.alive():
-            raise ContainerError(f"container {id} ended at its start: a startContainer hook or its program failed")
+        if hooked >= 0:
+            passed = os.read(hooked, 1)
+            os.close(hooked)
+            if not passed:
+                raise ContainerError(f"container {id} ended at its start: a startContainer hook failed")
         if kinds.get("poststart"):
             from hostel.containers import hooks
 
@@ -136,6 +143,8 @@ class Runtime:
             self._kill(state)
         shared = not any(n["type"] == "pid" and not n.get("path") for n in state.config["linux"]["namespaces"])
         cgroup = _cgroup(state)
+        if not state.content.get("ready"):
+            self._kill(state)
         if cgroup:
             if shared or not state.content.get("ready"):
                 cgroup.kill(_SIGKILL)
@@ -280,6 +289,7 @@ class _Creation:
         self.root = runtime.root
         self.console, self.preserved, self.no_pivot, self.no_keyring = console, preserved, no_pivot, no_keyring
         self.stdio, self.systemd = stdio, systemd
+        self.name = f"hostel:{hash((id, time.monotonic_ns())) & 0xFFFFFFFF:08x}"  # the kernel keeps 15 characters
         self.linux = config["linux"]
         self.process = config["process"]
         self.privileged = os.geteuid() == 0
@@ -373,8 +383,6 @@ class _Creation:
         os.close(theirs)
         self.opened.remove(theirs)
         self._converse(script, ours, state)
-        state.content["ready"] = True
-        state.write()
         return state
 
     def _open_cgroup(self):  # type: ignore[no-untyped-def]
@@ -405,8 +413,13 @@ class _Creation:
         if self.console is not None:
             console = self.fd(_connect(self.console) if isinstance(self.console, str) else os.dup(self.console))
         insides = self._inside_hooks()
+        if "startContainer" in insides:
+            path = f"{self.folder}/hooks.fifo"
+            os.mkfifo(path, 0o600)
+            hooked = self.fd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         for fd in (fd for _, fd in spaces.joined):
             self.keep.append(fd)
+        script.call("prctl", 15, self.name)  # PR_SET_NAME
         stage.closed_gaps(script, self.keep)
         # The first process.
         if self.privileged:
@@ -465,6 +478,7 @@ class _Creation:
         if self.process.get("noNewPrivileges"):
             install()
         dialogue.tell(script, theirs, dialogue.READY)
+        dialogue.wait(script, theirs)  # if the runtime is killed until here, this ends
         script.call("close", theirs)
         script.set(stage.DATA + 16, -1)  # nobody listens any more
         over, on = stage.Label(), stage.Label()
@@ -477,6 +491,8 @@ class _Creation:
             script.call("prctl", 1, _SIGKILL)  # PR_SET_PDEATHSIG; whose child it is by now, as it was started
         if "startContainer" in insides:
             insides["startContainer"].write(script)
+            script.call("write", hooked, ".", 1)
+            script.call("close", hooked)
         home = process.home(world.rootfs, (self.process.get("user") or {}).get("uid", 0))
         process.execute(script, self.process, program, process.environment(self.process, home), False)
         return script, ours, theirs
@@ -558,7 +574,10 @@ class _Creation:
                 dialogue.go(fd)
             elif code == dialogue.READY:
                 self._second(fd, script, state)
-                os.waitpid(self.pids[0], 0)
+                os.waitpid(self.pids.pop(0), 0)
+                state.content["ready"] = True
+                state.write()
+                dialogue.go(fd)
                 return
 
     def _hand_on(self, pid: int) -> None:
@@ -569,7 +588,7 @@ class _Creation:
 
     def _second(self, fd: int, script: stage.Script, state: State) -> int:
         """The second process's ID, which the first may tell a little after the second's own message."""
-        while len(self.pids) < 2:
+        while len(self.pids) < 2 or self.handed_on:
             message = dialogue.hear(fd, script)
             if message and message[0] == dialogue.FIRST:
                 self._hand_on(message[1])
@@ -601,7 +620,7 @@ class _Creation:
         return f"signal {status & 127}" if status & 127 else f"exit status {status >> 8}"
 
     def _end_processes(self) -> None:
-        for pid in self.pids:
+        for pid in [*self.pids, *stage.stragglers(self.name)]:
             try:
                 os.kill(pid, _SIGKILL)
                 os.waitpid(pid, 0)

@@ -331,6 +331,25 @@ def launch(script: Script, keep: list[int], stdio: "tuple[int, int, int] | None"
         os.close(fd)
 
 
+def stragglers(name: str) -> list[int]:
+    """Our children that have called themselves so (PR_SET_NAME): clones of which nobody could tell us."""
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                children = file.read().split()
+        except OSError:
+            continue
+        for child in children:
+            try:
+                with open(f"/proc/{child}/comm") as file:
+                    if file.read() == name + "\n":
+                        found.append(int(child))
+            except OSError:
+                continue
+    return found
+
+
 def closed_gaps(script: Script, keep: list[int], first: int = 3) -> None:
     """Close every descriptor from ``first`` on but ``keep``: what our starter left open is nobody's business inside."""
     for fd in sorted(set(keep)) + [0xFFFFFFFF]:

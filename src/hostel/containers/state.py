@@ -52,6 +52,11 @@ class State:
     def fifo(self) -> str:
         return f"{self.folder}/exec.fifo"
 
+    @property
+    def hooked(self) -> str:
+        """What the first process writes to when its startContainer hooks have succeeded."""
+        return f"{self.folder}/hooks.fifo"
+
     def write(self) -> None:
         raw = fastjson.dumps(self.content).encode()
         path = f"{self.folder}/state.json"
