@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import layer
+from oci_layouts import layer
 
 from hostel.cli.main import main
 from hostel.images.oci import credentials

@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 import zstandard
-from conftest import Layout, layer, member, sha256, tree
+from oci_layouts import Layout, layer, member, sha256, tree
 
 from hostel.base.errors import ImageError
 from hostel.images.oci import archive, limits

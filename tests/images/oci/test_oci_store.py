@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Layout, layer, need, skopeo
+from oci_layouts import Layout, layer, need, skopeo
 
 from hostel.base.errors import ImageError
 from hostel.images.oci import archive, layers, layout, reference, rootfs

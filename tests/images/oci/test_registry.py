@@ -15,7 +15,7 @@ import threading
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from conftest import Layout, layer, need, sha256, skopeo, start_registry, tree
+from oci_layouts import Layout, layer, need, sha256, skopeo, start_registry, tree
 
 from hostel.base.errors import ImageError
 from hostel.images.oci import archive, config, credentials, reference, rootfs
@@ -516,3 +516,19 @@ def test_hashes_of_sha512(fake, store, layout):
     fake.replace[digest] = tar[:-1] + b"x"
     with pytest.raises(ImageError, match="something else"):
         Store(store.folder / "other").pull(f"{fake.address}/it", access=FAST)
+
+
+def test_what_a_crash_of_the_host_made_of_blobs_is_brought_again(fake, big, store):
+    """Blobs aren't flushed: after a crash they may be zeros of the right length."""
+    image = store.pull(f"{fake.address}/it", access=FAST)
+    big_blob = image.manifest.layers[0]
+    for blob in (image.entry, image.manifest.config, big_blob):
+        store.blobs.path(blob.digest).write_bytes(bytes(blob.size))
+    assert store.images() == []
+    assert store.pull(f"{fake.address}/it", access=FAST).digest == image.digest  # the layer is unpacked, and believed
+    for _, path in store.layers.all():
+        store.layers.remove(path)
+    with pytest.raises(ImageError, match="was damaged on the disk, and was removed"):
+        store.get(f"{fake.address}/it").unpack()
+    assert store.pull(f"{fake.address}/it", access=FAST).unpack()
+    assert store.blobs.has(big_blob)

@@ -6,7 +6,7 @@ import subprocess
 import tarfile
 
 import pytest
-from conftest import layer, member, tree
+from oci_layouts import layer, member, tree
 
 from hostel.base.errors import ImageError
 from hostel.base.linux import mount
@@ -67,13 +67,13 @@ def test_each_kind(image, folder, tmp_path, kind):
     assert [path.read_bytes() for path in image.store.layers.lower(image.layers)[-1].glob("keep")] == [b"1"]
 
 
-def test_hundreds_of_layers(store, layout, folder):
+def test_many_layers(store, layout, folder):
     """More than a page of options has room for, at their full paths."""
-    layout.image(*(layer((f"f{number}", b"%d" % number)) for number in range(200)), pack=bytes, suffix="")
+    layout.image(*(layer((f"f{number}", b"%d" % number)) for number in range(60)), pack=bytes, suffix="")
     [image] = archive.source(store, str(layout.folder), None)
     made = rootfs.prepare(image, folder, ["overlay"])
-    assert len(made.lower) == 200 and len(list(made.path.iterdir())) == 200
-    assert (made.path / "f199").read_bytes() == b"199"
+    assert len(made.lower) == 60 and len(list(made.path.iterdir())) == 60
+    assert (made.path / "f59").read_bytes() == b"59"
 
 
 def test_long_paths(store, layout, tmp_path):

@@ -8,7 +8,7 @@ import sys
 import tarfile
 
 import pytest
-from conftest import layer, member, need, tree
+from oci_layouts import layer, member, need, tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root becomes others here")
 USER = "65534"  # nobody: fusermount3 wants a user with a name
@@ -36,7 +36,7 @@ PROGRAM = """
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from conftest import tree
+from oci_layouts import tree
 from hostel.images.oci import archive, rootfs
 from hostel.images.oci.store import Store
 [image] = archive.source(Store(), sys.argv[1], None)

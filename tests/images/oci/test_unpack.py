@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 import zstandard
-from conftest import layer, member, need, tree
+from oci_layouts import layer, member, need, tree
 
 from hostel.images.oci import archive, rootfs
 from hostel.images.oci.compression import Unpacking

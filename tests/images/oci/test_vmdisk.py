@@ -6,7 +6,7 @@ import subprocess
 import tarfile
 
 import pytest
-from conftest import layer, member
+from oci_layouts import layer, member
 
 from hostel.base.errors import ImageError
 from hostel.images.oci import archive, vmdisk

@@ -37,6 +37,18 @@ class Blobs:
         except FileNotFoundError:
             return False
 
+    def drop_damaged(self, blob: Descriptor) -> bool:
+        """Removes a blob that isn't what its name says, as after a crash of the host; whether it was so."""
+        algorithm, _, wanted = blob.digest.partition(":")
+        made = hashlib.new(algorithm)
+        with self.open(blob) as file:
+            while data := file.read(PIECE):
+                made.update(data)
+        whole = made.hexdigest() == wanted
+        if not whole:
+            self.path(blob.digest).unlink(missing_ok=True)
+        return not whole
+
     def open(self, blob: Descriptor) -> BinaryIO:
         """To read; its size is right, and its hash not yet checked."""
         try:
@@ -64,7 +76,7 @@ class Blobs:
         """Keeps ``data``; its digest."""
         digest = digest or digest_of(data)
         path = self.path(digest)
-        if not path.exists():
+        if not path.exists() or path.read_bytes() != data:  # it isn't, after a crash of the host
             atomic.write(path, data, durable=False)
         return digest
 

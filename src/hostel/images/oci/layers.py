@@ -11,30 +11,29 @@ later only if it was flushed since (``flush``); otherwise it is unpacked again.
 import contextlib
 import functools
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from hostel.base import atomic
-from hostel.base.errors import HostelError, ImageError
+from hostel.base.errors import ImageError
 from hostel.base.linux.syscall import syscall
 from hostel.images.oci.blobs import Blobs
-from hostel.images.oci.compression import Unpacking
 from hostel.images.oci.config import Descriptor
 from hostel.images.oci.limits import Limits
-from hostel.images.oci.settle import Below, aliases, settle
-from hostel.images.oci.unpack import Owners, Unpacked, Unpacker, opaque_xattr
+from hostel.images.oci.unpack import Owners, opaque_xattr
+
+if TYPE_CHECKING:
+    from hostel.images.oci.unpack import Unpacked
 
 WORKERS = 4
 FORM = 1  # of what unpacking makes; another one is made anew
 _SYNCFS = 306
 _SETTLED = 60.0  # seconds after which the kernel has written most of it anyway (vm.dirty_expire_centisecs is 30 s)
-_ROUNDS = 4  # of links in lower layers that lead to links
 
 
 class Note(msgspec.Struct):
@@ -106,12 +105,16 @@ class Layers:
             for layer in layers:
                 ready(layer)
             return
+        from concurrent.futures import Future, ThreadPoolExecutor
+
+        from hostel.images.oci.work import Work
+
         with contextlib.ExitStack() as stack, atomic.told(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for chain in sorted({layer.chain_id for layer in wanted}):  # in one order: no two wait for each other
                 stack.enter_context(self.blobs.locked(f"layer-{chain}"))
             wanted = [layer for layer in layers if not self.note(layer)]
-            works = {layer.chain_id: _Work(self, layer, limits) for layer in wanted}
+            works = {layer.chain_id: Work(self, layer, limits) for layer in wanted}
             for work in works.values():
                 stack.callback(work.remove)
             pool = stack.enter_context(ThreadPoolExecutor(WORKERS, "unpack"))
@@ -119,7 +122,7 @@ class Layers:
             futures: dict[str, Future] = {}
             for layer in layers:
                 if layer.chain_id in works:
-                    futures[layer.chain_id] = pool.submit(_when_ready, works[layer.chain_id], ready)
+                    futures[layer.chain_id] = pool.submit(works[layer.chain_id].unpack_when, ready)
                 else:
                     ready(layer)
             try:
@@ -136,6 +139,18 @@ class Layers:
                     work.stop()
                 abort()
                 raise
+
+    def keep(self, layer: Layer, folder: Path, done: "Unpacked") -> None:
+        """``folder``, in which a layer was unpacked, becomes its place."""
+        note = Note(
+            layer.diff_id, done.size, done.entries, done.devices, done.opaque, opaque_xattr(), Owners.here().keep,
+            boot_id(),
+        )  # fmt: skip
+        (folder / "layer.json").write_bytes(msgspec.json.encode(note))
+        path = self.path(layer)
+        if path.exists():
+            self.remove(path)
+        os.rename(folder, path)
 
     def flush(self, layers: list[Layer]) -> None:
         """Makes layers outlive a crash, at a time at which that costs little."""
@@ -163,98 +178,10 @@ class Layers:
     def remove(self, path: Path) -> None:
         aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         os.rename(path, aside)
-        shutil.rmtree(aside)
+        atomic.remove_folder(aside)
 
     def clear(self) -> None:
         """Removes what killed processes left half made. Only while nobody works here."""
         if self.folder.is_dir():
             for path in self.folder.glob(".*"):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _when_ready(work: "_Work", ready: Callable[[Layer], object]) -> None:
-    ready(work.layer)
-    work.unpack()
-
-
-class _Work:
-    """One layer while it is unpacked."""
-
-    def __init__(self, layers: Layers, layer: Layer, limits: Limits | None) -> None:
-        self.layers, self.layer, self.limits = layers, layer, limits or Limits()
-        self.folder: Path | None = None
-        self.result: Unpacked | None = None
-        self.stopped = False
-
-    def unpack(self, links: dict[bytes, bytes] | None = None) -> None:
-        if self.stopped:
-            return
-        self.remove()
-        self.folder = atomic.new_folder(self.layers.folder, f".{self.layers.path(self.layer).name}.")
-        root = self.folder / "fs"
-        root.mkdir(mode=0o755)
-        number = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        algorithm = self.layer.diff_id.partition(":")[0]
-        try:
-            with self.layers.blobs.open(self.layer.blob) as file:
-                stream = Unpacking(file, self.limits, algorithm)
-                try:
-                    self.result = Unpacker(number, self.limits, aliases=links).unpack(self._watched(stream))
-                    digest = stream.digest
-                finally:
-                    stream.close()
-        finally:
-            os.close(number)
-        if digest != self.layer.diff_id:
-            raise ImageError(
-                f"a layer's content isn't what the image says (its hash is {digest} instead of {self.layer.diff_id});"
-                " nothing was kept"
-            )
-
-    def _watched(self, stream: Unpacking) -> Iterator[bytes]:
-        for piece in stream:
-            if self.stopped:
-                raise ImageError("another layer couldn't be unpacked")
-            yield piece
-
-    def settle(self, lower: list[Layer]) -> None:
-        """With those below it in their places, into its own."""
-        with contextlib.ExitStack() as stack:
-            numbers = []
-            for path in self.layers.lower(lower):
-                numbers.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-                stack.callback(os.close, numbers[-1])
-            assert self.folder and self.result
-            below = Below(numbers)
-            known: dict[bytes, bytes] = {}
-            for _ in range(_ROUNDS):
-                new = aliases(self.result.needs, below)
-                if not new:
-                    break
-                known |= new
-                self.unpack(known)
-            done = self.result
-            root = os.open(self.folder / "fs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, root)
-            settle(root, done.needs, below)
-        note = Note(
-            self.layer.diff_id, done.size, done.entries, done.devices, done.opaque, opaque_xattr(),
-            Owners.here().keep, boot_id(),
-        )  # fmt: skip
-        (self.folder / "layer.json").write_bytes(msgspec.json.encode(note))
-        path = self.layers.path(self.layer)
-        if path.exists():
-            self.layers.remove(path)
-        os.rename(self.folder, path)
-        self.folder = None
-
-    def stop(self) -> None:
-        self.stopped = True
-
-    def remove(self) -> None:
-        if self.folder:
-            try:
-                shutil.rmtree(self.folder)
-            except OSError as error:
-                raise HostelError(f"can't remove {self.folder}: {error.strerror}") from error
-            self.folder = None
+                atomic.remove_folder(path)

@@ -176,7 +176,7 @@ class Fetching:
         """Brings a blob into the store, unless it is there."""
         if limit and blob.size > limit:
             raise ImageError(f"the blob {blob.digest} has {blob.size} bytes; {limit} are more than such a one needs")
-        if self.blobs.has(blob):
+        if self.blobs.has(blob) and not (limit and self.blobs.drop_damaged(blob)):
             self._advance(blob.size)
             return
         with self.blobs.locked(blob.digest), atomic.told(self.blobs.folder):

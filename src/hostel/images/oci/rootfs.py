@@ -10,9 +10,7 @@ stops: ``release`` only unmounts. It goes with the container's folder (``remove`
 
 import contextlib
 import os
-import shutil
 import stat
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +86,8 @@ def release(folder: Path) -> None:
         if not mount.is_mounted(path):
             return
         if os.geteuid() and note and note.kind == "fuse-overlayfs":
+            import subprocess
+
             done = subprocess.run(["fusermount3", "-u", "-z", path], capture_output=True, text=True)
             if done.returncode:
                 raise ImageError(f"can't unmount {path}: {done.stderr.strip()}")
@@ -98,6 +98,8 @@ def release(folder: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Unmounts the root and removes all of it, with what the container wrote."""
+    import shutil  # with libraries that compress: a container starts faster without it
+
     from hostel.images.oci.store import Store
 
     release(folder)
@@ -165,6 +167,9 @@ def _overlay(folder: Path, path: Path, lower: list[Path]) -> Rootfs:
 
 
 def _fuse_overlayfs(folder: Path, path: Path, lower: list[Path]) -> Rootfs:
+    import shutil
+    import subprocess
+
     program = shutil.which("fuse-overlayfs")
     if not program:
         raise ImageError("fuse-overlayfs isn't installed")
@@ -260,6 +265,8 @@ def _like_entry(source: str, target: Path, status: os.stat_result) -> None:
 
 def _gone(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
+        import shutil
+
         shutil.rmtree(path)
     else:
         path.unlink()

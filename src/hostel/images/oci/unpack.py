@@ -13,7 +13,6 @@ noted in ``Needs`` and settled when the lower layers are there (``settle``); so 
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -290,6 +289,8 @@ class Unpacker:
         """Makes room for an entry that replaces an earlier one."""
         mode = os.lstat(name, dir_fd=at).st_mode
         if stat.S_ISDIR(mode):
+            import shutil
+
             shutil.rmtree(name, dir_fd=at)
         else:
             os.unlink(name, dir_fd=at)
