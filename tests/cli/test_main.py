@@ -12,7 +12,7 @@ import time
 import pytest
 
 from hostel.cli.main import COMMANDS, main
-from hostel.client import vm as client_vm
+from hostel.client import machines
 from hostel.client.vm import VM
 
 
@@ -105,7 +105,7 @@ def test_what_is_no_command(hostel):
         (["--name", "x" * 64], "is no name"), (["micro", "--kernel", "/no/kernel"], "there is no kernel /no/kernel"),
         (["micro", "--kernel", "/"], "the kernel / is a folder"),
         (["--initrd", "/no/i"], "there is no initramfs /no/i"),
-        (["nix"], "there is no image 'nix'"), (["--engine", "warp"], "invalid choice: 'warp'"),
+        (["x.invalid/nix"], "can't reach x.invalid"), (["--engine", "warp"], "invalid choice: 'warp'"),
         (["micro", "uname"], "unrecognized arguments: uname"), (["--append", "\udcff"], "must be UTF-8"),
         (["--kernel", "/etc/hostname"], "name an image beside the kernel"),
         (["--detach", "--kernel", "/etc/hostname"], "name an image beside the kernel"),
@@ -118,7 +118,7 @@ def test_run_with_bad_arguments(hostel, home, words, pattern):
 
 @pytest.mark.parametrize("command", ["stop", "kill", "rm", "start", "console", "logs", "inspect", "exec"])
 def test_a_vm_that_is_not_there(hostel, command):
-    fails(hostel(command, "nobody", *(["true"] if command == "exec" else [])), "there is no VM named 'nobody'")
+    fails(hostel(command, "nobody", *(["true"] if command == "exec" else [])), "there is no VM or container named 'nobody'")
 
 
 def test_a_command_in_a_new_vm(hostel, home, monkeypatch, tmp_path):
@@ -169,7 +169,7 @@ def test_detached(hostel, home):
     assert hostel("run", "-d", "--name", "one", "--cpus", "2", "--memory", "64M") == (0, "one\n", "")
     fails(hostel("run", "-d", "--name", "one"), "'one' exists already .running.; .*'hostel stop one' ends it")
     status, out, _ = hostel("ps")
-    assert re.fullmatch(r"NAME +STATE +IMAGE +CPUS +MEMORY +UPTIME +PID\none +running +micro +2 +64M +\ds +\d+\n", out)
+    assert re.fullmatch(r"NAME +ISOLATION +STATE +IMAGE +CPUS +MEMORY +UPTIME +PID\none +vm +running +micro +2 +64M +\ds +\d+\n", out)
     rows = json.loads(hostel("ps", "--json")[1])
     assert [(row["name"], row["cpus"], row["memory"]) for row in rows] == [("one", 2, 64 << 20)]
     assert hostel("ps", "-q")[1] == "one\n"
@@ -234,12 +234,12 @@ def test_following_logs(hostel):
 def test_one_failure_does_not_keep_others_from_their_turn(hostel):
     hostel("run", "-d", "--name", "two")
     status, _, err = hostel("rm", "-f", "one", "two")
-    assert status == 125 and "no VM named 'one'" in err
+    assert status == 125 and "no VM or container named 'one'" in err
     assert VM.list() == []
 
 
 def test_what_nobody_expected_is_one_line(hostel, monkeypatch):
-    monkeypatch.setattr(client_vm.VM, "list", classmethod(lambda cls: 1 / 0))
+    monkeypatch.setattr(machines, "every", lambda: 1 / 0)
     fails(hostel("ps"), "internal error: ZeroDivisionError")
     monkeypatch.setenv("HOSTEL_DEBUG", "1")
     assert "Traceback" in hostel("ps")[2]
@@ -273,7 +273,7 @@ def test_bash_completes(hostel):
 
     hostel("run", "-d", "--name", "mine")
     assert complete("hostel", "st") == ["start", "stop"]
-    assert complete("hostel", "run", "--mem") == ["--memory"]
+    assert complete("hostel", "run", "--symb") == ["--symbols"]
     assert complete("hostel", "stop", "mi") == ["mine"]
     assert set(complete("hostel", "image", "")) >= {"ls", "rm", "inspect"}
     assert complete("hostel", "disk", "create", "--backing-f") == ["--backing-format"]

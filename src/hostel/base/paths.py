@@ -41,7 +41,12 @@ def container(name: str) -> Path:
 
 def machine(name: str) -> Path:
     """The folder of an existing VM or container: both have a control socket that takes commands."""
-    return container(name) if machine_kind(name) == "container" else vm(name)
+    if machine_kind(name) == "container":
+        return container(name)
+    try:
+        return vm(name)
+    except MachineError:
+        raise MachineError(f"there is no VM or container named '{name}'; 'hostel ps' lists what there is") from None
 
 
 def machine_kind(name: str) -> str:

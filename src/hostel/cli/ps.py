@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         }
         try:
             spec = machine.spec
-            row.update(image=spec.image, cpus=spec.cpus or None, memory=spec.memory or None)
+            row.update(image=getattr(spec, "oci", "") or spec.image, cpus=spec.cpus or None, memory=spec.memory or None)
         except HostelError as error:  # a vm.toml or container.json that someone damaged
             row.update(image=None, cpus=None, memory=None, state="damaged", reason=str(error))
         if health := getattr(state, "health", ""):

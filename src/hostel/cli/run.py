@@ -13,6 +13,7 @@ from hostel.cli.container import add_options
 from hostel.cli.parser import Parser
 
 if TYPE_CHECKING:
+    from hostel.client.oci_vm import OciImage
     from hostel.client.vm import VM
     from hostel.spec.disk import DiskSpec
 
@@ -86,7 +87,16 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("a container needs an image: hostel run --isolation container IMAGE")
         return run_container(args)
     zygote.commands = quick.__name__  # those that are started from here run commands
-    if wrong := given(args, (*CONTAINER_ONLY, *IMAGE_OPTIONS)):
+    oci = None
+    if args.isolation == "vm" and not args.kernel and is_oci(args.image):
+        from hostel.client.oci_vm import OciImage
+
+        if wrong := given(args, CONTAINER_ONLY) or given(args, ("warm", "origin", "cloud_init", "ssh_key", "initrd")):
+            raise UsageError(f"{wrong} doesn't go with an OCI image in a VM")
+        own = {name: getattr(args, name) for name in IMAGE_OPTIONS if getattr(args, name) is not None}
+        oci = OciImage(args.image, command=args.command, **own)
+        args.command, args.image = oci.command, None
+    elif wrong := given(args, (*CONTAINER_ONLY, *IMAGE_OPTIONS)):
         raise UsageError(f"{wrong} is for OCI images, and what runs them")
     command = args.command
     on_terminal = tty.is_tty(0) and tty.is_tty(1)
@@ -98,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if args.origin or args.warm:
         vm = _copy(args)
     else:
-        vm = _boot(args, command)
+        vm = _boot(args, command, oci)
     if args.detach:
         print(vm.name)
         return 0
@@ -155,7 +165,7 @@ def _copy(args: argparse.Namespace) -> "VM":
     return vm
 
 
-def _boot(args: argparse.Namespace, command: list[str]) -> "VM":
+def _boot(args: argparse.Namespace, command: list[str], oci: "OciImage | None" = None) -> "VM":
     from hostel.client.vm import VM
 
     disks = _disks(args)
@@ -166,7 +176,7 @@ def _boot(args: argparse.Namespace, command: list[str]) -> "VM":
         perf_map=args.perf_map, symbols=args.symbols, networks=args.network, ports=args.publish or (), mac=args.mac,
         net_rate=args.net_rate, allow_host_loopback=args.allow_host_loopback, vsock=args.vsock, disks=disks,
         devices=args.device, shares=args.shares,
-        disk_size=args.disk_size, cloud_init=args.cloud_init, ssh_key=args.ssh_key,
+        oci=oci, disk_size=args.disk_size, cloud_init=args.cloud_init, ssh_key=args.ssh_key,
     )
     for given, found in zip(disks, vm.spec.disks[0 if vm.spec.kernel else 1 :], strict=False):
         if not given.format:

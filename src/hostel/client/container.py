@@ -385,20 +385,11 @@ def make_spec(
             raise UsageError(f"a container can't be on {nic.network}: --network is nat, none or a named network")
         if nic.queues > 1 or nic.spoof:
             raise UsageError("queues= and spoof= are for VMs' cards, not for containers'")
-    extra = words.parse_env(list(env))
+    words.parse_env(list(env))  # before an image is fetched
     found = find_image(image)
-    config = found.config
     spec.digest = found.digest
-    first = [entrypoint] if entrypoint else [] if entrypoint == "" else config.entrypoint
-    rest = list(command) or (config.cmd if entrypoint is None else [])
-    spec.command = [*first, *rest]
-    if not spec.command:
-        raise UsageError(f"the image {image} has no command of its own: say what to run behind --")
-    own = {item.partition("=")[0]: item for item in config.env if "=" in item}
-    spec.env = list((own | {item.partition("=")[0]: item for item in extra}).values())
-    spec.user = config.user if user is None else user
-    spec.workdir = _workdir(config.working_dir if workdir is None else workdir)
-    spec.stop_signal = words.parse_signal(stop_signal or config.stop_signal)
+    spec.command, spec.env, spec.user, spec.workdir = process_of(found, command, entrypoint, env, user, workdir)
+    spec.stop_signal = words.parse_signal(stop_signal or found.config.stop_signal)
     if stop_timeout is not None:
         if not 0 <= stop_timeout <= 86400:
             raise UsageError(f"--stop-timeout is 0 to 86400 seconds, not {stop_timeout}")
@@ -407,6 +398,22 @@ def make_spec(
         found, health_command, health_interval, health_timeout, health_start_period, health_retries
     )
     return spec
+
+
+def process_of(
+    image: "Image", command: Sequence[str], entrypoint: str | None, env: Sequence[str], user: str | None,
+    workdir: str | None,
+) -> tuple[list[str], list[str], str, str]:
+    """argv, environment, user and folder of an image's command: the image's, but for what a person says."""
+    config = image.config
+    first = [entrypoint] if entrypoint else [] if entrypoint == "" else config.entrypoint
+    argv = [*first, *(list(command) or (config.cmd if entrypoint is None else []))]
+    if not argv:
+        raise UsageError(f"the image {image.name} has no command of its own: say what to run behind --")
+    own = {item.partition("=")[0]: item for item in config.env if "=" in item}
+    extra = {item.partition("=")[0]: item for item in words.parse_env(list(env))}
+    where = _workdir(config.working_dir if workdir is None else workdir)
+    return argv, list((own | extra).values()), config.user if user is None else user, where
 
 
 def find_image(name: str) -> "Image":

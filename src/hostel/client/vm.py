@@ -37,6 +37,7 @@ from hostel.vm import launch, store
 if TYPE_CHECKING:
     from hostel.client.debugger import Debugger
     from hostel.client.fork import Made
+    from hostel.client.oci_vm import OciImage
     from hostel.images.seed import Seed
     from hostel.vm.snapshot import Snapshot
 
@@ -87,6 +88,7 @@ class VM:
         allow_host_loopback: bool = False,
         vsock: str | None = None,
         shares: Sequence[str] = (),
+        oci: "OciImage | None" = None,
     ) -> "VM":
         """Make a VM and start it; returns when the guest begins to boot.
 
@@ -106,8 +108,8 @@ class VM:
         /proc/kallsyms).
         ``networks`` are its cards as ``--network`` has them (default: one on ``nat``), ``ports`` are forwarded,
         [ADDRESS:]HOST:GUEST[/udp], to the first card that can have them. ``vsock`` is a socket's path, or "" for
-        vsock.sock in the VM's folder. ``shares`` are folders of the host's in the guest, HOSTDIR:GUESTDIR[:ro]. Raises
-        HostelError.
+        vsock.sock in the VM's folder. ``shares`` are folders of the host's in the guest, HOSTDIR:GUESTDIR[:ro]. With
+        ``oci`` an OCI image is the guest's root (client/oci_vm; the kernel is micro's). Raises HostelError.
         """
         folders = check_shares([parse_share(share) for share in shares])  # before an image is fetched
         spec = make_spec(
@@ -128,7 +130,7 @@ class VM:
             spec.trace = f"{','.join(kinds)}:{Path(path).absolute()}"
         for field, card in parse_devices(list(devices)).items():
             setattr(spec, field, card)
-        fill = own_disk(spec, disk_size, cloud_init, ssh_key)
+        fill = oci.prepare(spec, disk_size) if oci else own_disk(spec, disk_size, cloud_init, ssh_key)
         spec.verify_code = verify_code
         spec.perf_map = perf_map
         spec.nics = make_nics(networks, ports, mac, net_rate, allow_host_loopback)

@@ -19,15 +19,16 @@ each read of the channel; while much waits in TX, it isn't read.
 Limits: SLOTS commands at once, FRAME_MAX bytes of arguments and environment for each.
 """
 
-from hostel.images import agent_bytes, agent_copy, agent_forward, agent_identity, agent_mount
+from hostel.images import agent_bytes, agent_copy, agent_forward, agent_identity, agent_mount, agent_root
 from hostel.images.agent_bytes import append, begins, found, least, length, number, same
 from hostel.images.agent_copy import receive, send
 from hostel.images.agent_forward import connect
 from hostel.images.agent_identity import forget_lease, identity, start_client
 from hostel.images.agent_mount import mount
+from hostel.images.agent_root import enter_root
 from hostel.images.tiny import buffer, copy, load8, load16, load32, load64, store8, store32, store64, syscall, text
 
-PARTS = (agent_bytes, agent_copy, agent_forward, agent_identity, agent_mount)
+PARTS = (agent_bytes, agent_copy, agent_forward, agent_identity, agent_mount, agent_root)
 
 VERSION = 2
 
@@ -131,6 +132,7 @@ turn = 0  # the slot whose output was read last
 turn_of_errors = 0  # which of a command's two outputs is watched first
 ending = 0  # how reboot() is to be called once everything has ended
 ending_at = 0
+network_begun = 0
 
 
 # Time and files
@@ -1016,9 +1018,30 @@ def start_shell() -> int:
     return 0
 
 
+def change_root() -> int:
+    """Into the root of another image (agent_root). Its command is all that runs there, no shell on the console."""
+    global console_wanted
+    console_wanted = 0
+    start_network()  # its clients are here, and stay
+    name = parameter(text("hostel.hostname="))
+    if not name:
+        name = text("micro")
+    error = enter_root(parameter(text("hostel.root=")), name)
+    if error:
+        fd = syscall(OPEN, text("/dev/console"), O_RDWR | O_NOCTTY | O_CLOEXEC, 0)
+        complaint = text("hostel: the image's disk can't be mounted\n")
+        syscall(WRITE, fd, complaint, length(complaint))
+        end(0)
+    return error
+
+
 def start_network() -> int:
     """Network cards' modules, and a DHCP client for each card: in a process of its own, as commands shouldn't wait
     for it. The clients' script is in images/micro."""
+    global network_begun
+    network_begun = 1
+    if not (found(DEVICES, text("1af41041")) or found(DEVICES, text("1af41000"))):
+        return 0
     pid = syscall(CLONE, SIGCHLD, 0, 0, 0, 0)
     if pid:
         return pid
@@ -1157,7 +1180,9 @@ def main(stack: int) -> int:
     take_signals()
     if is_init:
         boot()
-        if console_wanted:
+        if parameter(text("hostel.root=")):
+            change_root()
+        elif console_wanted:
             start_shell()
         open_channel(device(PATH, text("hostel.agent="), text("ttyS1")))
     elif load64(stack) < 2:
@@ -1167,7 +1192,7 @@ def main(stack: int) -> int:
     if channel >= 0:
         hello()
         write_channel()
-    if is_init and (found(DEVICES, text("1af41041")) or found(DEVICES, text("1af41000"))):
+    if is_init and not network_begun:
         start_network()
     while 1:
         serve()

@@ -47,7 +47,7 @@ TIGHT = 96 << 20
 TIGHT_CMDLINE = f"{CMDLINE} initcall_blacklist=tracer_init_tracefs"
 AGENT = (
     "agent.py", "agent_bytes.py", "agent_copy.py", "agent_forward.py", "agent_identity.py", "agent_mount.py",
-    "tiny.py", "asm.py",
+    "agent_root.py", "tiny.py", "asm.py",
 )  # fmt: skip
 MAKERS = ("micro.py", "cpio.py", "modules.py", *AGENT)
 

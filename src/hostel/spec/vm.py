@@ -39,6 +39,11 @@ class VmSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     agent: bool = True            # whether the guest answers the exec protocol on its second serial port
     remove: bool = False          # the VM's folder goes when the VM ends
     command: list[str] = []       # run in the guest once it is up; the VM ends with it
+    oci: str = ""                 # the OCI image that its first disk is the root of, and ``image`` has the kernel
+    environment: list[str] = []   # KEY=VALUE, of all commands in the guest, as the next three
+    workdir: str = ""
+    uid: int = 0
+    gid: int = 0
     verify_code: bool = False     # prove a sample of the translated code harmless before it runs (cpu/bt/verify)
     perf_map: bool = False        # keep /tmp/perf-PID.map for perf(1)
     trace: str = ""               # KINDS:FILE, what to write down and where (vm/trace)

@@ -20,6 +20,7 @@ from hostel.base.errors import MachineError
 from hostel.base.loop import READ, Loop
 from hostel.spec import rpc, stream
 from hostel.spec.control import LOW_WATER, Connection
+from hostel.spec.vm import VmSpec
 from hostel.vm.agent import (
     PATH,
     AgentChannel,
@@ -62,8 +63,11 @@ class _Command:
 class Exec:
     """``connect`` to a machine's agent port; then ``attach`` clients. ``on_ready`` is called at each greeting."""
 
-    def __init__(self, loop: Loop, on_ready: Callable[[], None]):
+    def __init__(self, loop: Loop, on_ready: Callable[[], None], spec: VmSpec):
         self._loop = loop
+        # TERM and the like come from the client; what every program needs is there anyway.
+        self._environment = {"PATH": PATH, "HOME": "/root", **dict(item.split("=", 1) for item in spec.environment)}
+        self._workdir, self._uid, self._gid = spec.workdir, spec.uid, spec.gid
         self._on_ready = on_ready
         self._channel = AgentChannel()
         self._commands: dict[int, _Command] = {}
@@ -112,12 +116,13 @@ class Exec:
         """Start ``params.argv`` for an upgraded connection."""
         command = _Command(params.argv)
         command.connection = connection
-        # TERM and the like come from the client; what every program needs is there anyway.
-        env = {"PATH": PATH, "HOME": "/root", **params.env}
+        env = {**self._environment, **params.env}
         rows, columns = (params.rows or 24, params.cols or 80) if params.tty else (0, 0)
         try:
             number = self._channel.start(
-                params.argv, env=env, cwd=params.cwd, tty=params.tty, rows=rows, columns=columns, itself=params.itself
+                params.argv, env=env, cwd=params.cwd or ("" if params.itself else self._workdir), tty=params.tty,
+                rows=rows, columns=columns, itself=params.itself, uid=0 if params.itself else self._uid,
+                gid=0 if params.itself else self._gid,
             )
         except MachineError as error:
             command.end(125, str(error))
@@ -136,7 +141,12 @@ class Exec:
         command = _Command(argv)
         command.on_output, command.on_end, command.itself = output, ended, itself
         try:
-            number = self._channel.start(argv, stdin=False, itself=itself)
+            if itself:
+                number = self._channel.start(argv, stdin=False, itself=True)
+            else:
+                number = self._channel.start(
+                    argv, env=self._environment, cwd=self._workdir, stdin=False, uid=self._uid, gid=self._gid
+                )
         except MachineError as error:
             output(f"hostel: {error}\n".encode())
             ended(125)

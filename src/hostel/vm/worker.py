@@ -90,7 +90,7 @@ class Worker:
         self.machine = Machine(self.spec, self.files, self.loop, self._machine_event, blank=snapshot is not None)
         self.console = Console(self.loop, self.log, self._write_console, self._resized)
         self.console.on_ready = self._read_console
-        self.exec = Exec(self.loop, self._agent_ready)
+        self.exec = Exec(self.loop, self._agent_ready, self.spec)
         self.checkpoints = Checkpoints(self)
         self.forks = Forks(self)
         self._stale: VmSpec | None = None  # it has yet to be, when it runs: it was that VM
@@ -100,6 +100,7 @@ class Worker:
         self._retry_timer: Timer | None = None
         self._room_waiters: list[Later] = []
         self._unmounted: list[ShareSpec] = []
+        self._ending = ""    # why the guest is powering off, where we know better
         self.debugger = Debugger(lambda: self.machine, self.spec.name)
         self._perf_map: PerfMap | None = None
         self._trace: Trace | None = None
@@ -322,7 +323,12 @@ class Worker:
 
     def _command_ended(self, status: int) -> None:
         self.state.exit_status = status
-        self.end(f"its command ended with status {status}")
+        reason = f"its command ended with status {status}"
+        if self.spec.oci and self.exec.power_off():  # what it wrote is to be on its disk
+            self._ending = reason
+            self.loop.call_later(END_TIMEOUT, lambda: self.end(reason))
+        else:
+            self.end(reason)
 
     # -- what the machine reports
 
@@ -336,7 +342,7 @@ class Worker:
         if what == "debug":
             self.debugger.met()
         elif what == "poweroff":
-            self.end("poweroff")
+            self.end(self._ending or "poweroff")
         elif what in ("reset", "triple fault"):
             # Later, when nothing here refers to the old machine any more: its memory must go before another comes.
             self.loop.call_later(0, functools.partial(self._reset, what))
