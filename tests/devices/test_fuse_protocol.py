@@ -305,7 +305,7 @@ def requests(draw):
     return opcode, node, payload, draw(st.sampled_from([ROOM, 16, 17, 56, 200, 4096])), draw(st.integers(0, 30))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=int(os.environ.get("FUSE_FUZZ", "60")), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(requests(), max_size=60), st.booleans())
 def test_anything_may_be_asked(asked, readonly):
     with tempfile.TemporaryDirectory() as base:
