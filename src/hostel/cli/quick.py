@@ -13,7 +13,7 @@ from hostel.base import home
 from hostel.vm import place
 
 # Those that are wanted often and by programs, and that don't live long.
-COMMANDS = {"run", "exec", "fork", "cp"}
+COMMANDS = {"run", "exec", "fork", "cp", "ps", "inspect", "snapshot", "suspend", "resume"}
 _REQUEST_MAX = 1 << 16
 _FORWARDED = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGWINCH, _signal.SIGUSR1)
 _WAIT = 2.0  # for an answer; it takes some milliseconds
@@ -86,7 +86,7 @@ def load() -> None:
 
     for name in COMMANDS:
         importlib.import_module(door.COMMANDS[name][0])
-    for name in ("cli.parser", "client.vm", "client.warm", "client.fork", "client.attach"):
+    for name in ("cli.parser", "client.vm", "client.warm", "client.fork", "client.snapshots", "client.attach"):
         importlib.import_module(f"hostel.{name}")
 
 
