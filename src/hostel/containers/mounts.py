@@ -346,7 +346,7 @@ class Mounts:
             script.call("openat2", self.root, inside, folder, 24, to=fd, on={ENOENT: skip, ENOTDIR: file})
             script.call("fchdir", fd)
             label = self.linux.get("mountLabel")
-            script.call("mount", "tmpfs", ".", "tmpfs", options.RDONLY, f'context="{label}"' if label else "size=0k")
+            script.call("mount", "tmpfs", ".", "tmpfs", options.RDONLY, f'context="{label}"' if label else "")
             script.jump(done)
             script.bind(file)
             script.call("openat2", self.root, inside, self._how(_PATH), 24, to=fd, on={ENOENT: skip, ENOTDIR: skip})

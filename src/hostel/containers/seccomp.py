@@ -243,3 +243,10 @@ def _newer(highest: int) -> bytes:
         (0x06, 0, 0, 0x5_0000 | 38),    # ret ERRNO(ENOSYS)
     )  # fmt: skip
     return b"".join(struct.pack("<HBBI", *step) for step in steps)
+
+
+def default_profile(capabilities: list[str]) -> dict:
+    """What a container gets that asks for none."""
+    from hostel.containers import seccomp_default
+
+    return seccomp_default.profile(capabilities)
