@@ -238,8 +238,6 @@ def test_paths(fs, tmp_path):
             folder(path)
     with pytest.raises(ContainerError, match="systemd's form"):
         folder("user.slice:hostel:x")
-    with pytest.raises(ContainerError, match="--systemd-cgroup"):
-        open_cgroup("user.slice:hostel:x", "id", host=found, systemd=True)
 
 
 def test_a_hybrid_host_has_each_controller_in_one_place(tmp_path):

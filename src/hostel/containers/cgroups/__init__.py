@@ -27,11 +27,15 @@ def open_cgroup(
     is the id. ``..`` doesn't lead out. ``systemd``: ``slice:prefix:name``. ``rootless``: whether to do without what we
     may not have; else as our user ID says. Raises ContainerError.
     """
+    rootless = os.geteuid() != 0 if rootless is None else rootless
+    scope: tuple[str, str, bool] | None = None
     if systemd:
-        raise ContainerError(
-            "cgroups by systemd need its D-Bus (/run/systemd/private), which this host lacks:"
-            " leave out --systemd-cgroup, and give linux.cgroupsPath as a path"
-        )
+        from hostel.containers.cgroups.systemd import LEAF, ScopedCgroup, folder_of, named
+        from hostel.containers.cgroups.systemd import find as find_systemd
+
+        slice, unit = named(path, id, rootless)
+        path = f"{find_systemd(rootless)}{folder_of(slice)}/{unit}/{LEAF}"
+        scope = (slice, unit, rootless)
     path = path or id
     if path.count(":") == 2 and "/" not in path:
         raise ContainerError(f"linux.cgroupsPath '{path}' is systemd's form: it takes --systemd-cgroup")
@@ -45,7 +49,9 @@ def open_cgroup(
         for name in _CONTROLLERS:
             if name not in places and V2_NAME.get(name, name) in available:
                 places[name] = Place(2, unified)
-    return Cgroup(id, places, unified, os.geteuid() != 0 if rootless is None else rootless)
+    if scope:
+        return ScopedCgroup(id, places, unified, rootless, *scope)
+    return Cgroup(id, places, unified, rootless)
 
 
 def _folder(mount: Mount, path: str, beside: bool) -> str:

@@ -24,7 +24,7 @@ from hostel.containers.cgroups.setting import Place, Setting, number, put, read
 
 STATE_VERSION = 1
 _CORE = "cgroup"            # prefix of v2's files that belong to no controller
-_NO_FOLDER = "/nonexistent"
+_NO_FOLDER = "/proc/none"   # nobody can make it
 _DELETE_SECONDS = 10        # for processes that are being killed to be gone
 _KILL_ROUNDS = 100          # against one that forks, where nothing freezes
 _SIGKILL = 9                # 'import signal' takes 8 ms
@@ -41,6 +41,7 @@ class Cgroup:
     def __init__(self, id: str, places: dict[str, Place], unified: str | None, rootless: bool):
         self.id, self.places, self.unified, self.rootless = id, places, unified, rootless
         self._new = False       # made by us, and nothing applied yet
+        self.placeholders: set[int] = set()  # processes that don't count
 
     def folders(self) -> list[str]:
         """Each once: controllers may share a hierarchy. v2's comes first."""
@@ -210,14 +211,16 @@ class Cgroup:
 
     def _make(self, folder: str, made: list[str]) -> None:
         missing = tree.missing(folder)
-        if not missing and (pids := tree.members(folder)):
+        if not missing and (pids := set(tree.members(folder)) - self.placeholders):
             raise ContainerError(f"the cgroup {folder} is in use by {_listed(pids)}: give another linux.cgroupsPath")
         cpuset = self.places.get("cpuset")
+        if folder == self.unified:
+            tree.enable_above(missing[0] if missing else folder)
         for one in missing or [folder]:
-            if folder == self.unified:
-                tree.enable(os.path.dirname(one))
             if tree.make(one):
                 made.append(one)
+            if folder == self.unified and one != folder:
+                tree.enable(one)
             if cpuset and cpuset.version == 1 and cpuset.folder == folder:
                 tree.inherit(one)
 
@@ -256,7 +259,7 @@ class Cgroup:
         found: set[int] = set()
         for folder in self.folders()[:2]:  # v2's and one of v1's, where the container may have moved about
             found.update(tree.members(folder, recursive))
-        return sorted(found - {0})
+        return sorted(found - {0} - self.placeholders)
 
     def stats(self) -> dict:
         """The data of ``runc events --stats``."""
@@ -358,9 +361,13 @@ class Cgroup:
         if state.get("version") != STATE_VERSION:
             raise ContainerError(f"a cgroup's state of version {state.get('version')}; this hostel has {STATE_VERSION}")
         places = {name: Place(*place) for name, place in state["places"].items()}
+        if "systemd" in state:
+            from hostel.containers.cgroups.systemd import ScopedCgroup
+
+            return ScopedCgroup(state["id"], places, state["unified"], state["rootless"], *state["systemd"])
         return cls(state["id"], places, state["unified"], state["rootless"])
 
 
-def _listed(pids: list[int]) -> str:
-    shown = ", ".join(map(str, pids[:5]))
+def _listed(pids: list[int] | set[int]) -> str:
+    shown = ", ".join(map(str, sorted(pids)[:5]))
     return f"process{'es' if len(pids) > 1 else ''} {shown}{' and others' if len(pids) > 5 else ''}"

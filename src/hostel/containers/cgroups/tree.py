@@ -79,6 +79,15 @@ def enable(folder: str) -> None:
             return
 
 
+def enable_above(folder: str) -> None:
+    """v2: in all above it, from the top of what we see: who made them may have had no use for a controller."""
+    above: list[str] = []
+    while os.path.exists(f"{(folder := os.path.dirname(folder))}/cgroup.subtree_control"):
+        above.insert(0, folder)
+    for one in above:
+        enable(one)
+
+
 def inherit(folder: str) -> None:
     """v1's cpuset begins empty, and takes no process then."""
     for file in ("cpuset.cpus", "cpuset.mems"):
