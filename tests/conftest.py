@@ -118,3 +118,13 @@ def box(box_images, home):
     yield "box"
     for container in Container.list():
         container.rm(force=True)
+
+
+@pytest.fixture
+def box_and_micro(box, box_images, micro):
+    """The same with the micro image, and VMs."""
+    if not (box_images / "micro").exists():
+        (box_images / "micro").symlink_to(micro.folder)
+    yield "box"
+    for folder in store.folders():
+        launch.kill(folder)

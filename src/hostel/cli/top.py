@@ -1,4 +1,5 @@
-"""Show how running VMs do, live: all, or those named. Of one, every vCPU and why it leaves translated code.
+"""Show how running VMs and containers do, live: all, or those named. Of one VM, every vCPU and why it leaves translated
+code; of containers, what their cgroups count.
 
   CPU, STEAL   host processors that its vCPUs took, and waited for though they could have run, in percent
   MIPS         million guest instructions a second. They are counted only while you look, by other translations
@@ -6,8 +7,9 @@
   TLB/s, /1000 misses in the translator's TLBs, and that for 1000 instructions
   XLAT/s       instructions translated        CACHE  translated code
   IRQ/s        interrupts delivered           EXC/s  exceptions, page faults among them
+  THROTTLED    of the time, held back by the quota of a container
 
-A VM that was started while you look comes along. 'q' or Ctrl-C ends it.
+What was started while you look comes along. 'q' or Ctrl-C ends it.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from typing import Any
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help="VMs, by name (default: all that run)")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="VMs and containers, by name (default: all that run)")
     parser.add_argument("-i", "--interval", type=float, default=1.0, metavar="S", help="seconds a look (default: 1)")
     parser.add_argument("--once", action="store_true", help="look once, over one interval, and end")
     parser.add_argument("--json", action="store_true", help="for programs: a list of objects a look, one a line")
@@ -27,18 +29,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from hostel.base.errors import MachineError, UsageError
     from hostel.base.linux import tty
+    from hostel.client import machines
     from hostel.client.meter import Meters
-    from hostel.client.vm import VM
 
     if not 0.05 <= args.interval <= 3600:
         raise UsageError(f"top: an interval is 0.05 to 3600 seconds, not {args.interval:g}")
     names = set(args.names)
     for name in names:
-        if VM.get(name).state.state not in ("running", "paused"):
+        if machines.get(name).state.state not in ("running", "paused"):
             raise MachineError(f"'{name}' is not running")
 
-    def find() -> list[VM]:
-        return [vm for vm in VM.list() if (vm.name in names or not names) and vm.state.state in ("running", "paused")]
+    def find() -> list[Any]:
+        found = [machine for machine in machines.every() if machine.name in names or not names]
+        return [machine for machine in found if machine.state.state in ("running", "paused")]
 
     meters = Meters(find, not args.no_mips)
     screen = tty.is_tty(1) and not args.json and not args.once
@@ -117,7 +120,11 @@ def _page(rows: list[dict[str, Any]]) -> list[str]:
     from hostel.base.units import format_rough
 
     if not rows:
-        return ["no VM is running"]
+        return ["no VM or container is running"]
+    containers = [row for row in rows if row.get("isolation") == "container"]
+    rows = [row for row in rows if row.get("isolation") != "container"]
+    if not rows:
+        return _containers(containers)
     table = [["NAME", *_COLUMNS, "XLAT/s", "CACHE"]]
     for row in rows:
         cache = f"{format_rough(row['cache_bytes'])} of {format_rough(row['cache_capacity'])}"
@@ -132,7 +139,20 @@ def _page(rows: list[dict[str, Any]]) -> list[str]:
         lines += ["", *_aligned(exits)]
         lines += ["", f"{row['blocks']} blocks, {_short(row['invalidated'])} dropped a second, "
                       f"the cache was emptied {row['cache_flushes']} times"]  # fmt: skip
-    return lines
+    return lines + (["", *_containers(containers)] if containers else [])
+
+
+def _containers(rows: list[dict[str, Any]]) -> list[str]:
+    from hostel.base.units import format_rough
+
+    table = [["CONTAINER", "CPU", "THROTTLED", "MEMORY", "OF", "PIDS", "OF", "READ/s", "WRITTEN/s"]]
+    for row in rows:
+        table.append([
+            row["name"], f"{row['cpu'] * 100:.0f}%", f"{row['throttled'] * 100:.0f}%", format_rough(row["memory"]),
+            format_rough(row["memory_limit"]) if row["memory_limit"] else "-", str(row["pids"]),
+            str(row["pids_limit"] or "-"), format_rough(int(row["read"])), format_rough(int(row["written"])),
+        ])
+    return _aligned(table)
 
 
 def _aligned(table: list[list[str]]) -> list[str]:

@@ -361,8 +361,8 @@ def make_spec(
         hostname=_hostname(hostname), memory=words.check_memory(memory),
         memory_swap=-1 if memory_swap in (-1, "-1") else words.check_memory(memory_swap),
         memory_reservation=words.check_memory(memory_reservation), cpus=words.check_cpus(cpus),
-        cpu_shares=_at_least("--cpu-shares", cpu_shares, 2), cpuset=_cpuset(cpuset),
-        pids_limit=_at_least("--pids-limit", pids_limit, 1), oom_score_adj=oom_score_adj,
+        cpu_shares=words.check_count("--cpu-shares", cpu_shares, 2), cpuset=words.check_cpuset(cpuset),
+        pids_limit=words.check_count("--pids-limit", pids_limit, 1), oom_score_adj=oom_score_adj,
         mounts=[words.parse_mount(share) for share in shares] + [words.parse_tmpfs(text) for text in tmpfs],
         read_only=read_only, cap_add=[words.check_capability(text) for text in cap_add],
         cap_drop=[words.check_capability(text) for text in cap_drop],
@@ -451,7 +451,7 @@ def _health(
         if value is not None:
             setattr(health, field, words.parse_seconds(value))
     if retries is not None:
-        health.retries = _at_least("--health-retries", retries, 1)
+        health.retries = words.check_count("--health-retries", retries, 1)
     if health.interval < 0.1 or health.timeout < 0.1:
         raise UsageError("a health check's interval and timeout are at least 0.1 seconds")
     return health
@@ -469,20 +469,6 @@ def _workdir(path: str) -> str:
     if not path.startswith("/") or "\0" in path:
         raise UsageError(f"--workdir is a folder from the root, as /srv; not '{path}'")
     return os.path.normpath(path)
-
-
-def _cpuset(text: str) -> str:
-    import re
-
-    if text and not re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text, re.ASCII):
-        raise UsageError(f"--cpuset-cpus takes processors' numbers, as 0-3,6; not '{text}'")
-    return text
-
-
-def _at_least(option: str, number: int, least: int) -> int:
-    if number and not least <= number <= 1 << 30:
-        raise UsageError(f"{option} is at least {least}, not {number}")
-    return number
 
 
 def _labels(texts: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hostel.base.errors import HostelError
 from hostel.client.connection import Connection
+from hostel.client.container_meter import ContainerMeter
 
 # Why vCPUs leave translated code, in top's words: the engine's counters, then the runner's.
 _ENGINE_EXITS = {
@@ -49,7 +50,7 @@ class Meter:
         total["tlb_misses_per_1000"] = _per_thousand(total)
         engine = now["engine"]
         return {
-            "name": self.vm.name, "pid": self._pid, "seconds": seconds, **total,
+            "name": self.vm.name, "isolation": "vm", "pid": self._pid, "seconds": seconds, **total,
             "translated": _change(before, now, seconds, "translated_instructions"),
             "invalidated": _change(before, now, seconds, "invalidated_blocks"),
             "cache_bytes": engine["code_bytes"], "cache_capacity": engine["code_capacity"],
@@ -112,19 +113,20 @@ def _scheduled(pid: int) -> dict[str, tuple[int, int]]:
 
 
 class Meters:
-    """All running VMs, or those named: VMs that come and go are followed."""
+    """All running VMs and containers, or those named: who comes and goes is followed."""
 
     def __init__(self, find: Any, mips: bool = True):
         self._find = find
         self._mips = mips
-        self._meters: dict[str, Meter] = {}
+        self._meters: dict[str, Meter | ContainerMeter] = {}
         self.look()
 
     def look(self) -> None:
         for vm in self._find():
             if vm.name not in self._meters:
                 try:
-                    self._meters[vm.name] = Meter(vm, self._mips)
+                    container = vm.isolation == "container"
+                    self._meters[vm.name] = ContainerMeter(vm) if container else Meter(vm, self._mips)
                 except HostelError:
                     continue
 

@@ -326,6 +326,7 @@ def _work(fd: int, path: str, what: str, params: "dict[str, Any]", keep: "Sequen
 
                 traceback.print_exception(error, file=sys.stderr)
                 answer, fds = {"error": f"internal error: {type(error).__name__}: {error} (see monitor.log)"[:4096]}, []
+            os.close(owner)  # what comes next may be somebody else's start
             socket.send_fds(sock, [fastjson.dumps(answer).encode()], fds)
     finally:
         sys.stderr.flush()

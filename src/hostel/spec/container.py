@@ -139,6 +139,34 @@ def check_cpus(cpus: float | str) -> float:
     return value
 
 
+def parse_limits(texts: dict[str, str]) -> dict[str, int | float | str]:
+    """Limits of a running container that are to change, by the names of ContainerSpec's fields."""
+    found: dict[str, int | float | str] = {}
+    for name, text in texts.items():
+        if name == "cpus":
+            found[name] = check_cpus(text)
+        elif name == "cpuset":
+            found[name] = check_cpuset(text)
+        elif name in ("cpu_shares", "pids_limit"):
+            found[name] = check_count(f"--{name.replace('_', '-')}", text, 2 if name == "cpu_shares" else 1)
+        else:
+            found[name] = -1 if text == "-1" and name == "memory_swap" else check_memory(text)
+    return found
+
+
+def check_cpuset(text: str) -> str:
+    if text and not re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text, re.ASCII):
+        raise UsageError(f"--cpuset-cpus takes processors' numbers, as 0-3,6; not '{text}'")
+    return text
+
+
+def check_count(option: str, number: int | str, least: int) -> int:
+    """0, which is no limit, or ``least`` and more."""
+    if not re.fullmatch(r"\d{1,9}", str(number), re.ASCII) or 0 < int(number) < least:
+        raise UsageError(f"{option} is at least {least}, not {number}")
+    return int(number)
+
+
 def parse_restart(text: str) -> tuple[str, int]:
     policy, colon, count = text.partition(":")
     if policy not in RESTARTS or colon and (policy != "on-failure" or not re.fullmatch(r"\d{1,6}", count, re.ASCII)):
