@@ -14,7 +14,7 @@ def features() -> dict:
         "linux": {
             "namespaces": kinds,
             "capabilities": list(capabilities.NAMES[: capabilities.last() + 1]),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": {
                 "enabled": True, "actions": list(seccomp.ACTIONS), "operators": list(seccomp.OPERATORS),
                 "archs": [f"SCMP_ARCH_{name.upper()}" for name in seccomp.ARCHITECTURES],

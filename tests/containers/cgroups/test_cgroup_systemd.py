@@ -1,4 +1,5 @@
-"""Cgroups by systemd: a real one, booted in namespaces and cgroups of its own over the host's files."""
+"""Cgroups by systemd: a real one, booted in namespaces and cgroups of its own over the host's files. It starts nothing
+but a bus, and may not write what is the whole kernel's (/proc/sys)."""
 
 import json
 import os
@@ -23,6 +24,8 @@ mkdir {0}/upper {0}/work {0}/root
 mount -t overlay overlay -o lowerdir=/,upperdir={0}/upper,workdir={0}/work {0}/root
 cd {0}/root
 mount -t proc proc proc
+mount --bind proc/sys proc/sys
+mount -o remount,bind,ro proc/sys
 mount -t sysfs sysfs sys
 mount -t tmpfs tmpfs run
 mount -t tmpfs tmpfs tmp
@@ -31,7 +34,13 @@ mount -t tmpfs tmpfs sys/fs/cgroup
 {1}
 rm -rf etc/systemd/system
 mkdir -p etc/systemd/system
-printf '[Unit]\\nRequires=dbus.socket dbus.service\\nAfter=dbus.service\\n' > etc/systemd/system/probe.target
+cd etc/systemd/system
+unit='[Unit]\\nDefaultDependencies=no\\n'
+printf "$unit"'Requires=dbus.service\\nAfter=dbus.service\\n' > probe.target
+printf "$unit"'[Socket]\\nListenStream=/run/dbus/system_bus_socket\\n' > dbus.socket
+printf "$unit"'Requires=dbus.socket\\nAfter=dbus.socket\\n[Service]\\nType=notify\\nExecStart=%s\\n' \
+    '/usr/bin/dbus-daemon --system --address=systemd: --nofork --nopidfile --syslog-only' > dbus.service
+cd ../../..
 exec env -i container=hostel PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . \
     /lib/systemd/systemd --system --unit=probe.target --log-target=console --show-status=false
 """
