@@ -178,6 +178,8 @@ class Session:
             if may_fall and isinstance(error, urllib3.exceptions.NewConnectionError) and ":" not in self.registry:
                 self._scheme = "http"  # nothing at the port of https
                 return None
+            if isinstance(error, urllib3.exceptions.NameResolutionError):  # asking again makes no name known
+                raise ImageError(f"can't reach {self.registry}: {_reason(error)}") from error
             raise Interrupted(_reason(error)) from error
         except ValueError as error:
             raise ImageError(f"{url[:200]!r} is no address") from error
