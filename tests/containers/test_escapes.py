@@ -207,3 +207,25 @@ def test_the_hosts_root_is_out_of_reach(oci, bundle):
     points = [line.split()[4] for line in out.splitlines() if " - " in line]
     assert points[0] == "/" and points.count("/") == 1
     assert all(point.startswith(("/proc", "/dev", "/sys")) for point in points[1:])
+
+
+def test_a_false_multiplexer(oci, bundle):
+    """A container puts another file in place of /dev/ptmx, and waits for exec --tty."""
+    import pty
+
+    from tests.containers.bundles import COMMAND
+
+    everything(bundle)
+    oci.detached(bundle.script("rm /dev/ptmx; ln -s /dev/zero /dev/ptmx; sleep 1000"))
+    time.sleep(0.2)
+    pid, fd = pty.fork()
+    if not pid:
+        os.execv(COMMAND[0], [*COMMAND, "--root", str(oci.root), "exec", "--tty", "box", "true"])
+    out = b""
+    try:
+        while part := os.read(fd, 4096):
+            out += part
+    except OSError:
+        pass
+    os.close(fd)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 255 and b"is no terminal multiplexer" in out, out

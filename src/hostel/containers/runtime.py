@@ -390,8 +390,7 @@ class _Creation:
 
         resources = self.linux.get("resources") or {}
         cgroup = open_cgroup(self.linux.get("cgroupsPath"), self.id, systemd=self.systemd)
-        if self.privileged:
-            cgroup.check(resources)
+        cgroup.check(resources)
         return cgroup
 
     def _script(

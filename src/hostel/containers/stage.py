@@ -1,4 +1,4 @@
-"""What runs between a container's clone and its exec: a list of system calls, and 200 bytes of machine code for them.
+"""What runs between a container's clone and its exec: a list of system calls, and 300 bytes of machine code for them.
 
 No Python, no C library and no file of the container's is involved: the runtime writes down, in the host's namespaces,
 every system call that the new process has to make (a ``Script``), and turns the list into a static ELF program with the
@@ -98,7 +98,7 @@ CODE = (
     ("{je compare}", "je"),
     ("4883f8fd", "cmp rax, -3"),
     ("{je copy}", "je"),
-    ("48c7c0fbffffff", "mov rax, -5"),
+    ("48c7c0fbffffff", "mov rax, 0xfffffffffffffffb"),
     ("{jmp done}", "jmp"),
     # copy:
     ("488b36", "mov rsi, qword ptr [rsi]"),
@@ -112,7 +112,7 @@ CODE = (
     ("b801000000", "mov eax, 1"),
     ("4839d7", "cmp rdi, rdx"),
     ("{je done}", "je"),
-    ("48c7c018fcffff", "mov rax, -0x3e8"),
+    ("48c7c018fcffff", "mov rax, 0xfffffffffffffc18"),
     ("{jmp done}", "jmp"),
 )
 # The names above, by the number of the row that they stand before.
@@ -314,17 +314,16 @@ def memfd(content: bytes, executable: bool = False) -> int:
 
 def launch(script: Script, keep: list[int], stdio: "tuple[int, int, int] | None" = None) -> int:
     """Start the script's program as a child, with the standard descriptors and ``keep``; its process ID."""
-    from _signal import SIG_SETMASK, pthread_sigmask  # type: ignore[import-not-found]  # 'signal' imports enum
-
     fd = memfd(script.program(), executable=True)
     try:
         for kept in keep:
             os.set_inheritable(kept, True)
-        pthread_sigmask(SIG_SETMASK, ())
         signals = [number for number in range(1, 65) if number not in (9, 19, 32, 33)]
         # /proc is the host's: we are in its namespaces.
         actions = [(os.POSIX_SPAWN_DUP2, given, number) for number, given in enumerate(stdio or ())]
-        return os.posix_spawn(f"/proc/self/fd/{fd}", ["hostel"], {}, file_actions=actions, setsigdef=signals)
+        return os.posix_spawn(
+            f"/proc/self/fd/{fd}", ["hostel"], {}, file_actions=actions, setsigdef=signals, setsigmask=()
+        )
     finally:
         for kept in keep:
             os.set_inheritable(kept, False)
