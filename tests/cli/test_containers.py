@@ -39,7 +39,7 @@ NONE = ("--network", "none")
 def test_run_is_its_command(box, home):
     done = program("run", box, *NONE, "--", "sh", "-c", "cat; echo error >&2; exit 7", input="input\n")
     assert (done.returncode, done.stdout, done.stderr) == (7, "input\n", "error\n")
-    assert os.listdir(home / "containers") == []
+    assert os.listdir(home / "containers") == [".runtime"]
     done = program("run", box, *NONE, "--entrypoint", "/bin/echo", "--", "words", stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stdout) == (0, "words\n")
     done = program("run", box, *NONE, input="echo by its shell; exit 3")

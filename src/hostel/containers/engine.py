@@ -53,7 +53,8 @@ def identity(folder: Path) -> str:
 
 
 def runtime(folder: Path) -> Runtime:
-    return Runtime(folder / "runtime")
+    """The one of all containers of this home: they share what it keeps compiled."""
+    return Runtime(folder.parent / ".runtime")
 
 
 def cgroup(folder: Path) -> Any:
@@ -265,8 +266,7 @@ def seccomp_profile(file: str, capabilities: list[str]) -> dict[str, Any]:
             raise ContainerError(f"can't use the seccomp profile {file}: {error}") from error
     from hostel.containers import seccomp
 
-    default = getattr(seccomp, "default_profile", None)
-    return dict(default(capabilities)) if default else {"defaultAction": "SCMP_ACT_ALLOW"}
+    return seccomp.default_profile(capabilities)
 
 
 def user_mappings() -> dict[str, Any]:
