@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     pull = actions.add_parser("pull", help="bring an OCI image from its registry, or a VM's image up to date")
     pull.add_argument("name", metavar="IMAGE", nargs="?", default="micro", help="[REGISTRY/]REPOSITORY[:TAG][@DIGEST]")
     add_registry(pull)
-    pull.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (linux/amd64)")
+    pull.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", default="linux/amd64", help="(linux/amd64)")
     pull.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     add_limits(pull)
     pull.add_argument("--json", action="store_true", help=_KIND)
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     load = actions.add_parser("load", help="read OCI images from an archive (OCI's or Docker's) or a layout's folder")
     load.add_argument("-i", "--input", metavar="PATH", default="-", help="a file, or FOLDER[:TAG] (standard input)")
-    load.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (linux/amd64)")
+    load.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", default="linux/amd64", help="(linux/amd64)")
     load.add_argument("-q", "--quiet", action="store_true", help="print names only")
 
     save = actions.add_parser("save", help="write OCI images to an archive or a layout's folder")
@@ -150,14 +150,10 @@ def run_pull(args: argparse.Namespace) -> int:
         image = store.pull(args.name)
         print(json.dumps(described(image), indent=2) if args.json else f"{image.name}: Linux {image.kernel_version}")
         return 0
-    from hostel.images.oci import config, reference
-    from hostel.images.oci.store import HOST, Store
+    from hostel.client.images import Images
+    from hostel.images.oci import reference
 
-    wanted = config.platform(args.platform) if args.platform else HOST
-    oci = Store().pull(
-        args.name, platform=wanted, access=access(args), progress=progress(args), limits=limits(args),
-        unpack=not args.no_unpack,
-    )  # fmt: skip
+    oci = Images.pull(args.name, args.platform, access(args), progress(args), limits(args), not args.no_unpack)
     name = reference.parse(args.name).familiar
     print(json.dumps(described_oci(oci), indent=2) if args.json else f"{name}: {oci.id}")
     return 0
@@ -219,49 +215,32 @@ def described(image: Any) -> dict[str, Any]:
 
 
 def run_push(args: argparse.Namespace) -> int:
-    from hostel.images.oci import registry
-    from hostel.images.oci.store import Store
+    from hostel.client.images import Images
 
-    image = Store().get(args.name)
-    target = registry.push(image, args.target or args.name, access=access(args), progress=progress(args))
-    print(f"{target.familiar}@{image.digest}" if not target.digest else str(target))
+    target = Images.push(args.name, args.target, access(args), progress(args))
+    print(target if "@" in target else f"{target}@{Images.get(args.name).digest}")
     return 0
 
 
 def run_load(args: argparse.Namespace) -> int:
     from hostel.base.errors import UsageError
-    from hostel.images.oci import archive, config
-    from hostel.images.oci.store import HOST, Store
+    from hostel.client.images import Images
 
     if args.input == "-" and sys.stdin.isatty():
         raise UsageError("image load: name a file with -i, or let the archive come in by standard input")
-    wanted = config.platform(args.platform) if args.platform else HOST
-    for image in archive.source(Store(), args.input, sys.stdin.buffer, wanted):
+    for image in Images.load(sys.stdin.buffer if args.input == "-" else args.input, args.platform):
         for name in image.names or (image.digest,):
             print(short(name) if args.quiet else f"loaded {short(name)}")
     return 0
 
 
 def run_save(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from hostel.base import atomic
     from hostel.base.errors import UsageError
-    from hostel.images.oci import archive, layout
-    from hostel.images.oci.store import Store
+    from hostel.client.images import Images
 
-    store = Store()
-    with store.using():
-        images = store.named(args.names)
-        if args.output == "-" and (args.format == "oci" or sys.stdout.isatty()):
-            raise UsageError("image save: name a file or folder with -o")
-        if args.format == "oci":
-            layout.save(images, Path(args.output))
-        elif args.output == "-":
-            archive.save(images, sys.stdout.buffer, args.format)
-        else:
-            with atomic.replacing(Path(args.output), durable=False) as file:
-                archive.save(images, file, args.format)
+    if args.output == "-" and (args.format == "oci" or sys.stdout.isatty()):
+        raise UsageError("image save: name a file or folder with -o")
+    Images.save(args.names, sys.stdout.buffer if args.output == "-" else args.output, args.format)
     return 0
 
 

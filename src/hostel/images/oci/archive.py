@@ -194,9 +194,12 @@ def _unpacked(blobs: Blobs, blob: Descriptor, diff_id: str) -> Iterator[tuple[Bi
 
 
 def source(store: Store, path: str, stdin: BinaryIO, wanted: Platform = HOST) -> list[Image]:
-    """What ``path`` has: a layout's folder (with ``:TAG``, one image of it), an archive, or ``-``, a stream."""
-    if path == "-":
-        return load(store, stdin, "what came in", wanted)
+    """As ``read``; ``-`` is a stream."""
+    return load(store, stdin, "what came in", wanted) if path == "-" else read(store, path, wanted)
+
+
+def read(store: Store, path: str, wanted: Platform = HOST) -> list[Image]:
+    """What ``path`` has: a layout's folder (with ``:TAG``, one image of it) or an archive."""
     rest, tag = path, ""
     if not os.path.exists(path) and ":" in path:
         rest, _, tag = path.rpartition(":")
