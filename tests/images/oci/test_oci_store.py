@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -122,6 +123,10 @@ def test_layers_of_another_boot_are_unpacked_again_unless_flushed(store, image, 
     assert set(again).isdisjoint(inodes)
     monkeypatch.setattr(layers, "_SETTLED", -1.0)
     store.layers.flush(image.layers)
+    for _ in range(500):  # it isn't waited for
+        if all((path / "flushed").exists() for path in paths):
+            break
+        time.sleep(0.02)
     monkeypatch.setattr(layers, "boot_id", lambda: "a third")
     image.unpack()
     assert [path.stat().st_ino for path in paths] == again

@@ -21,7 +21,6 @@ import msgspec
 
 from hostel.base import atomic
 from hostel.base.errors import ImageError
-from hostel.base.linux.syscall import syscall
 from hostel.images.oci.blobs import Blobs
 from hostel.images.oci.config import Descriptor
 from hostel.images.oci.limits import Limits
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
 
 WORKERS = 4
 FORM = 1  # of what unpacking makes; another one is made anew
-_SYNCFS = 306
+_FLUSHED = "flushed"  # a file beside layer.json
+_FLUSH = f'sync -f "$0" && for path; do : > "$path/{_FLUSHED}"; done'
 _SETTLED = 60.0  # seconds after which the kernel has written most of it anyway (vm.dirty_expire_centisecs is 30 s)
 
 
@@ -46,7 +46,7 @@ class Note(msgspec.Struct):
     opaque: bool  # hides all layers below
     xattr: str  # overlayfs's name for opaque folders: a mount must fit it
     owners: bool  # whether files have the owners that the layer says
-    boot: str  # in which it was unpacked; empty: it was flushed
+    boot: str  # in which it was unpacked
     form: int = FORM
 
 
@@ -81,7 +81,8 @@ class Layers:
         except (OSError, msgspec.MsgspecError):
             return None
         fits = note.form == FORM and note.xattr == opaque_xattr() and note.owners == Owners.here().keep
-        return note if fits and note.boot in ("", boot_id()) else None
+        believed = note.boot == boot_id() or self.path(layer).joinpath(_FLUSHED).exists()
+        return note if fits and believed else None
 
     def lower(self, layers: list[Layer]) -> list[Path]:
         """overlayfs's lower directories for unpacked layers, the uppermost first."""
@@ -153,20 +154,13 @@ class Layers:
         os.rename(folder, path)
 
     def flush(self, layers: list[Layer]) -> None:
-        """Makes layers outlive a crash, at a time at which that costs little."""
-        notes = [(layer, note) for layer in layers if (note := self.note(layer)) and note.boot]
+        """Has layers outlive a crash, at a time at which that costs little; doesn't wait for it. No thread: whoever
+        starts a container may need to be without any."""
+        paths = [path for layer in layers if not (path := self.path(layer)).joinpath(_FLUSHED).exists()]
         with contextlib.suppress(OSError):
-            ages = [time.time() - (self.path(layer) / "layer.json").stat().st_mtime for layer, _ in notes]
-            if not notes or min(ages) < _SETTLED:
-                return
-            number = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                syscall(_SYNCFS, number)
-            finally:
-                os.close(number)
-            for layer, note in notes:
-                note.boot = ""
-                atomic.write(self.path(layer) / "layer.json", msgspec.json.encode(note), durable=False)
+            if paths and time.time() - max((path / "layer.json").stat().st_mtime for path in paths) >= _SETTLED:
+                command = ["setsid", "-f", "sh", "-c", _FLUSH, str(self.folder), *map(str, paths)]
+                os.waitpid(os.posix_spawnp(command[0], command, os.environ), 0)
 
     def all(self) -> Iterator[tuple[str, Path]]:
         """Chain IDs and folders of what is there."""
