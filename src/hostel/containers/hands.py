@@ -36,12 +36,12 @@ def create(path: str, *, sock: socket.socket, stdio: list[int]) -> Answer:
         )
         if console:
             fds.append(console.take())
-        cards, router, leases = wiring.connect(spec, pid)
-        fds += leases
-        engine.write_names(folder.path, spec, cards)
+        wired = wiring.connect(spec, pid)
+        fds += [*wired.leases, *(fd for _, route in wired.routes for fd in route)]
+        engine.write_names(folder.path, spec, wired.cards)
         message = {
-            "pid": pid, "init_start": engine.start_time(pid), "router": router,
-            "addresses": [card["address"] for card in cards],
+            "pid": pid, "init_start": engine.start_time(pid), "routes": [route for route, _ in wired.routes],
+            "leases": len(wired.leases), "addresses": [card["address"] for card in wired.cards],
         }
         socket.send_fds(sock, [json.dumps(message).encode()], fds)
         for fd in (*fds, *stdio):

@@ -44,6 +44,7 @@ END_TIMEOUT = 2.0             # seconds that clients have to read how it ended
 HEALTH_OUTPUT = 4096          # bytes of a health check's output that are kept
 _TYPED_AHEAD = 1 << 16
 _MESSAGE = 1 << 17
+_MAX_FDS = 250                # the kernel's, for one message
 # Parameters of the control socket's methods: name, and what stands for it where it isn't given. Their types are those
 # of the defaults.
 PARAMS: "dict[str, dict[str, Any]]" = {
@@ -292,7 +293,7 @@ class Hand:
             pass  # it has failed, and says why
 
     def _heard(self, events: int) -> None:
-        data, fds, _, _ = socket.recv_fds(self._sock, _MESSAGE, 16, socket.MSG_CMSG_CLOEXEC)
+        data, fds, _, _ = socket.recv_fds(self._sock, _MESSAGE, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
         if data:
             self._said = True
             self._on_message(fastjson.loads(data, "a hand's message"), fds)
@@ -427,10 +428,15 @@ class Monitor:
             self._drop_network([])
             if self.spec["tty"]:
                 main.set_tty(fds.pop(0), 24, 80)
-            self._leases = fds
+            self._leases, fds = fds[: message["leases"]], fds[message["leases"] :]
+            routers = []
+            for route in message["routes"]:
+                count = 1 + len(route["ports"])
+                routers.append(self._route(route, fds[:count]))
+                del fds[:count]
             main.pid = message["pid"]
             self.state.update(
-                init=main.pid, init_start=message["init_start"], router=message["router"],
+                init=main.pid, init_start=message["init_start"], router=routers[0] if routers else 0,
                 addresses=message["addresses"],
             )
             self.write_state()
@@ -444,6 +450,29 @@ class Monitor:
                 self._tell_ready({"ok": True})
             else:
                 self._hand_start()
+
+    def _route(self, route: "dict[str, Any]", fds: list[int]) -> int:
+        """Fork the router of a card (net/process); it ends with its lease."""
+        reader, lease = os.pipe2(os.O_CLOEXEC)
+        sys.stderr.flush()
+        pid = os.fork()
+        if not pid:
+            try:
+                signal.set_wakeup_fd(-1)
+                from hostel.net import process
+                from hostel.net.settings import Guest, Settings
+
+                guest = Guest(bytes.fromhex(route["mac"].replace(":", "")), route["name"], fd=fds[0])
+                sockets = [socket.socket(fileno=fd) for fd in fds[1:]]
+                process.become(
+                    Settings(**route["settings"]), guest, list(zip(sockets, route["ports"], strict=True)), reader
+                )
+            finally:
+                os._exit(1)
+        for fd in (*fds, reader):
+            os.close(fd)
+        self._leases.append(lease)
+        return pid
 
     def _hand_start(self) -> None:
         if self._hand:

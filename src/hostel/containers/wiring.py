@@ -3,8 +3,9 @@ container's is run or asked.
 
 On nat and on networks of the driver 'user' a card is a tap whose frames go to hostel's router and switch, the same that
 VMs are on (net/process, net/named); on those of the driver 'bridge' it is one end of a veth pair whose other end is a
-port of the bridge. What a card lasts as long as is a *lease*, a descriptor that the monitor keeps: when that has gone,
-so have router and port.
+port of the bridge. What a card on a named network lasts as long as is a *lease*, a descriptor that the monitor keeps:
+when that has gone, so has the port. A router of the container's own is a child of the monitor's, which is smaller than
+who is at work here.
 """
 
 import contextlib
@@ -14,17 +15,17 @@ import select
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from hostel.base.errors import ContainerError, HostelError, NetworkError, UsageError
 from hostel.base.linux.syscall import syscall
 from hostel.containers import netlimit
-from hostel.net import networks, process
+from hostel.net import networks
 from hostel.net.bridge import name_of
 from hostel.net.listening import listen
-from hostel.net.settings import Addresses, Guest, Settings
+from hostel.net.settings import Addresses, Settings
 from hostel.net.tap import Tap, join_bridge, set_up
 from hostel.spec.container import ContainerSpec
 from hostel.spec.net import NicSpec, parse_forward
@@ -37,49 +38,63 @@ _RTF_UP, _RTF_GATEWAY = 1, 2
 _ARPHRD_ETHER = 1
 
 
-def connect(spec: ContainerSpec, pid: int) -> tuple[list[dict[str, Any]], int, list[int]]:
-    """Give the container with that first process its cards: what they are, the PID of its own router (0: none), and
-    their leases. Raises HostelError; then nothing is left."""
-    cards: list[dict[str, Any]] = []
-    leases: list[int] = []
-    router = 0
+class Wired(NamedTuple):
+    """A container's cards: what they are, their leases, and the routers of its own that are wanted: for each the
+    settings and the guest's MAC, name and ports, and the descriptors of its tap and of the ports' sockets."""
+
+    cards: list[dict[str, Any]]
+    leases: list[int]
+    routes: list[tuple[dict[str, Any], list[int]]]
+
+    def close(self) -> None:
+        for fd in [*self.leases, *(fd for _, fds in self.routes for fd in fds)]:
+            os.close(fd)
+
+
+def connect(spec: ContainerSpec, pid: int) -> Wired:
+    """Give the container with that first process its cards. Raises HostelError; then nothing is left."""
+    wired = Wired([], [], [])
     try:
         _within(pid, _loopback)
         for number, nic in enumerate(spec.nics):
             name = f"eth{number}"
             if nic.network == "nat":
-                card, router, lease = _nat(spec, nic, pid, name)
+                card, route, fds = _nat(spec, nic, pid, name)
+                wired.routes.append((route, fds))
             else:
                 card, lease = _named(spec, nic, pid, name)
-            cards.append(card)
-            leases.append(lease)
+                wired.leases.append(lease)
+            wired.cards.append(card)
             if nic.rate:
                 _limit(pid, name, nic)
     except BaseException:
-        for lease in leases:
-            os.close(lease)
+        wired.close()
         raise
-    return cards, router, leases
+    return wired
 
 
-def _nat(spec: ContainerSpec, nic: NicSpec, pid: int, name: str) -> tuple[dict[str, Any], int, int]:
-    """A card on a router of the container's own."""
+def _nat(
+    spec: ContainerSpec, nic: NicSpec, pid: int, name: str
+) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
+    """A card on a router of the container's own: the card, what the router is, and its descriptors."""
     settings = Settings(mtu=nic.mtu, allow_host_loopback=nic.host_loopback)
     addresses = Addresses(settings)
     address = socket.inet_ntoa(addresses.first_guest.to_bytes(4, "big"))
     card = _card(nic, address, addresses, socket.inet_ntoa(addresses.gateway), "")
-    tap = _tap(pid, name, card)
-    reader, lease = os.pipe()
+    forwards = [parse_forward(port) for port in nic.ports]
+    fds: list[int] = []
     try:
-        guest = Guest(_mac(nic.mac), spec.name, tuple(map(parse_forward, nic.ports)), tap)
-        started = process.start(settings, [guest], leash=reader)
+        fds += [listen(forward).detach() for forward in forwards]
+        fds.insert(0, _tap(pid, name, card))
     except BaseException:
-        os.close(lease)
+        for fd in fds:
+            os.close(fd)
         raise
-    finally:
-        os.close(tap)
-        os.close(reader)
-    return {**card, "forwards": started.forwards}, started.pid, lease
+    route = {
+        "settings": settings._asdict(), "mac": nic.mac, "name": spec.name,
+        "ports": [forward.guest_port for forward in forwards],
+    }
+    return card, route, fds
 
 
 def _named(spec: ContainerSpec, nic: NicSpec, pid: int, name: str) -> tuple[dict[str, Any], int]:

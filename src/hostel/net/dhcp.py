@@ -4,7 +4,7 @@ remember but who else asked: cards that the guest made itself share a pool, the 
 
 import struct
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 CLIENT_PORT, SERVER_PORT = 68, 67
 DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = range(1, 9)
@@ -17,8 +17,7 @@ _MASK, _ROUTER, _DNS, _HOST_NAME, _DOMAIN, _MTU, _BROADCAST_ADDRESS = 1, 3, 6, 1
 _REQUESTED, _LEASE, _TYPE, _SERVER, _PARAMETERS, _RENEWAL, _REBINDING, _CLIENT_ID = 50, 51, 53, 54, 55, 58, 59, 61
 
 
-@dataclass
-class Query:
+class Query(NamedTuple):
     """What a client sent, as far as it matters."""
 
     kind: int
@@ -70,17 +69,14 @@ def _address(option: bytes | None) -> bytes:
     return option if option is not None and len(option) == 4 else b""
 
 
-@dataclass
 class Lease:
-    """What guests are told beside their address."""
+    """What guests are told beside their address. ``router`` is empty where there is no way out."""
 
-    mask: bytes
-    router: bytes              # empty: no way out
-    dns: bytes
-    broadcast: bytes
-    server: bytes
-    mtu: int
-    domain: str = ""
+    def __init__(
+        self, mask: bytes, router: bytes, dns: bytes, broadcast: bytes, server: bytes, mtu: int, domain: str = ""
+    ):
+        self.mask, self.router, self.dns, self.broadcast = mask, router, dns, broadcast
+        self.server, self.mtu, self.domain = server, mtu, domain
 
 
 class Server:

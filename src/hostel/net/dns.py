@@ -1,7 +1,7 @@
 """DNS messages (RFC 1035), as far as a forwarder looks into them: the question, and answers of our own."""
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PORT = 53
 A, PTR, AAAA, ANY = 1, 12, 28, 255
@@ -13,8 +13,7 @@ _HEADER = struct.Struct("!HHHHHH")
 _RESPONSE, _OPCODE, _AUTHORITATIVE, _DESIRED, _AVAILABLE = 0x8000, 0x7800, 0x0400, 0x0100, 0x0080
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     name: str                  # lower case, without the last dot
     kind: int
     end: int                   # where it ends in its message

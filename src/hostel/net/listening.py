@@ -5,12 +5,15 @@ import errno
 import socket
 
 from hostel.base.errors import NetworkError
-from hostel.spec.net import Forward
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # as in net/settings
+    from hostel.spec.net import Forward
 
 BACKLOG = 128
 
 
-def listen(forward: Forward) -> socket.socket:
+def listen(forward: "Forward") -> socket.socket:
     """The socket of a forward; ``NetworkError`` says who has it already or why not."""
     address = forward.address
     kind = socket.SOCK_DGRAM if forward.protocol == "udp" else socket.SOCK_STREAM

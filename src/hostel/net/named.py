@@ -94,7 +94,7 @@ class Named:
         fds: list[int] = []
         answer: dict[str, Any]
         try:
-            data, fds, flags, _ = socket.recv_fds(sock, MESSAGE_MAX, LISTENERS_MAX)
+            data, fds, flags, _ = socket.recv_fds(sock, MESSAGE_MAX, LISTENERS_MAX + 1)
             self._dismiss(sock)
             hello = json.loads(data)
             if hello.get("inspect"):

@@ -6,9 +6,10 @@ reached by IPv4 (RFC 6724, 2.1), which every host has.
 """
 
 import ipaddress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from hostel.spec.net import Forward
+if TYPE_CHECKING:  # with which comes more than a router needs
+    from hostel.spec.net import Forward
 
 FIRST_GUEST = 15            # of a subnet with room for it; small ones have them from .4 on
 ROUTER_MAC = bytes.fromhex("52550a000202")
@@ -29,7 +30,7 @@ class Guest(NamedTuple):
 
     mac: bytes
     name: str = ""
-    forwards: tuple[Forward, ...] = ()
+    forwards: tuple["Forward", ...] = ()
     fd: int = -1                     # the card's wire, where there is one already: a tap
 
 
