@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hostel.base import paths
 from hostel.base.errors import ContainerError, HostelError, MachineError, UsageError
 from hostel.client.container import Container
 from hostel.containers import engine, store
@@ -406,3 +407,21 @@ def test_the_rate_of_a_card(box):
         rows = {row["what"]: row for row in container.explain()["limits"] if row["controller"] == "network"}
         assert [row["limit"] for row in rows.values()] == [1 << 20, 1 << 20]
         assert rows["sent by eth0"]["use"] >= sum(had)
+
+
+def test_the_rate_of_its_disk(box):
+    """Written around the page cache, where the container's own files are."""
+    try:
+        engine.disk_of(paths.home())
+    except ContainerError as error:
+        pytest.skip(str(error))
+    write = ["sh", "-c", "dd if=/dev/zero of=/file bs=128k count=1000 oflag=direct & sleep 1; kill $!; wc -c < /file"]
+    free = run(box, "sleep", "1000", name="free")
+    if (told := free.exec(write)).status or not told.stdout.strip().isdecimal():
+        pytest.skip(f"no direct I/O there: {told.stderr}")
+    slow = run(box, "sleep", "1000", name="slow", disk_rate="2M")
+    begin = time.monotonic()
+    written = int(slow.exec(write).stdout)
+    assert 0 < written < 3 * (2 << 20) * (time.monotonic() - begin) < int(told.stdout)
+    rows = {row["what"].split()[0]: row for row in slow.explain()["limits"] if row["controller"] == "blkio"}
+    assert rows["written"]["limit"] == rows["read"]["limit"] == 2 << 20 and rows["written"]["use"] >= written

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 # Options of ``hostel run`` by their destination and what they are called: what only VMs have, and what only containers.
 VM_ONLY = (
     "origin", "warm", "kernel", "initrd", "append", "net_rate", "vsock", "disk", "disk_size", "cloud_init", "ssh_key",
-    "disk_iops", "disk_rate", "debug", "trace", "verify_code", "perf_map", "symbols", "engine",
+    "debug", "trace", "verify_code", "perf_map", "symbols", "engine",
 )  # fmt: skip
 _VM_FLAGS = {"origin": "--from"}
 # destination: (flags, options of add_argument)
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         for name in (*CONTAINER_ONLY, *IMAGE_OPTIONS)
         if (value := getattr(args, name)) not in (None, False)
     }
-    for name in ("memory", "cpus"):
+    for name in ("memory", "cpus", "disk_rate", "disk_iops"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     # With all three on a terminal nobody can tell stdout from stderr, and the command can have a terminal too.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hostel.base import paths
 from hostel.base.errors import ContainerError, HostelError, MachineError
 from hostel.base.linux import openat2
 from hostel.containers.runtime import ENDS_WITH_PARENT, Runtime
@@ -234,7 +235,11 @@ def resources(spec: ContainerSpec) -> dict[str, Any]:
     found: dict[str, Any] = {"memory": memory, "cpu": cpu}
     if spec.pids_limit:
         found["pids"] = {"limit": spec.pids_limit}
-    found = {key: value for key, value in found.items() if value}
+    disk = {
+        f"throttle{way}{unit}Device": [{**disk_of(paths.home()), "rate": rate}]
+        for unit, rate in (("Bps", spec.disk_rate), ("IOPS", spec.disk_iops)) if rate for way in ("Read", "Write")
+    }
+    found = {key: value for key, value in (found | {"blockIO": disk}).items() if value}
     if os.geteuid() == 0:  # without root there is no right to any other device anyway
         rules = [{"allow": False, "access": "rwm"}]
         for device in spec.devices:
@@ -245,6 +250,19 @@ def resources(spec: ContainerSpec) -> dict[str, Any]:
             })
         found["devices"] = rules
     return found
+
+
+def disk_of(path: Path) -> dict[str, int]:
+    """The numbers of the disk that a folder is on, as I/O is limited by disks. Raises ContainerError."""
+    number = os.stat(path).st_dev
+    device = os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    if os.path.exists(f"{device}/partition"):
+        device = os.path.dirname(device)
+    try:
+        major, minor = Path(device, "dev").read_text().split(":")
+    except OSError:
+        raise ContainerError(f"{path} isn't on a disk of its own: there are no --disk-rate and --disk-iops") from None
+    return {"major": int(major), "minor": int(minor)}
 
 
 def device_node(source: str, target: str) -> dict[str, Any]:

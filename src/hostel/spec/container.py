@@ -81,6 +81,8 @@ class ContainerSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cpu_shares: int = 0
     cpuset: str = ""
     pids_limit: int = 0
+    disk_rate: int = 0            # bytes a second that it reads, and as many that it writes, where its own files are
+    disk_iops: int = 0            # the same in requests
     oom_score_adj: int = 0
     nics: list[NicSpec] = []
     mounts: list[Mount] = []
@@ -165,6 +167,14 @@ def check_count(option: str, number: int | str, least: int) -> int:
     if not re.fullmatch(r"\d{1,9}", str(number), re.ASCII) or 0 < int(number) < least:
         raise UsageError(f"{option} is at least {least}, not {number}")
     return int(number)
+
+
+def check_disk(option: str, text: int | str, least: int) -> int:
+    """A rate; 0, which is no limit, or ``least`` and more."""
+    rate = parse_size(str(text))
+    if 0 < rate < least or rate >= 1 << 32:
+        raise UsageError(f"{option} is {format_size(least)} to under 4G a second for a container, not {text}")
+    return rate
 
 
 def parse_restart(text: str) -> tuple[str, int]:
