@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from hostel.images.oci.store import Image
 
 
+MAX_PORTS = 200               # each is a descriptor in one message to the monitor, which takes 253
+MAX_PORTS_NAMED = 64          # net/named's
+
+
 class Container:
     """One container. Made by ``run``, ``get`` and ``list``, not by calling it."""
 
@@ -387,6 +391,9 @@ def make_spec(
     for nic in spec.nics:
         if ":" in nic.network:
             raise UsageError(f"a container can't be on {nic.network}: --network is nat, none or a named network")
+        most = MAX_PORTS if nic.network == "nat" else MAX_PORTS_NAMED
+        if len(nic.ports) > most:
+            raise UsageError(f"a container has up to {most} forwarded ports on {nic.network}, not {len(nic.ports)}")
         if nic.queues > 1 or nic.spoof:
             raise UsageError("queues= and spoof= are for VMs' cards, not for containers'")
     words.parse_env(list(env))  # before an image is fetched
