@@ -39,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     load.add_argument("-i", "--input", metavar="PATH", default="-", help="a file, or FOLDER[:TAG] (standard input)")
     load.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", default="linux/amd64", help="(linux/amd64)")
     load.add_argument("-q", "--quiet", action="store_true", help="print names only")
+    add_limits(load)
 
     save = actions.add_parser("save", help="write OCI images to an archive or a layout's folder")
     save.add_argument("names", metavar="IMAGE", nargs="+")
@@ -62,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--json", action="store_true", help=_KIND)
 
     rm = actions.add_parser("rm", help="remove images; VMs made from them stay")
-    rm.add_argument("-f", "--force", action="store_true", help="OCI images that containers stand on, too")
+    rm.add_argument("-f", "--force", action="store_true", help="OCI images that containers stand on, too: their names")
     add_names(rm, "images, by name or ID")
 
     prune = actions.add_parser("prune", help="remove OCI images without a name, and what no image needs any more")
@@ -88,7 +89,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-size", metavar="SIZE", help="of a layer, unpacked (128G)")
     parser.add_argument("--max-entries", metavar="N", type=int, help="files and folders in a layer (4000000)")
     parser.add_argument("--max-ratio", metavar="N", type=int, help="how much a layer may be packed (250)")
-    parser.add_argument("--no-unpack", action="store_true", help="fetch only; it is unpacked when it is run")
+    parser.add_argument("--no-unpack", action="store_true", help="it is unpacked when it is run")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -229,6 +230,8 @@ def run_load(args: argparse.Namespace) -> int:
     if args.input == "-" and sys.stdin.isatty():
         raise UsageError("image load: name a file with -i, or let the archive come in by standard input")
     for image in Images.load(sys.stdin.buffer if args.input == "-" else args.input, args.platform):
+        if not args.no_unpack:
+            image.unpack(limits(args))
         for name in image.names or (image.digest,):
             print(short(name) if args.quiet else f"loaded {short(name)}")
     return 0

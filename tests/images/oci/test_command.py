@@ -26,7 +26,7 @@ def hostel(store, capsys):
 @pytest.fixture
 def loaded(hostel, layout):
     layout.image(layer(("a", b"1")), tag="t", config={"Cmd": ["/bin/sh"], "Env": ["A=b"]})
-    assert hostel("load", "-i", str(layout.folder)) == "loaded layout:t\n"
+    assert hostel("load", "--no-unpack", "-i", str(layout.folder)) == "loaded layout:t\n"
     return layout
 
 
@@ -61,6 +61,15 @@ def test_streams(hostel, loaded, store):
     assert done.stdout == b"loaded layout:t\n"
     cut = subprocess.run([*command, "load"], input=saved[:3000], capture_output=True)
     assert cut.returncode == 125 and cut.stderr.count(b"\n") == 1
+
+
+def test_quotas(hostel, layout):
+    layout.image(layer(*((f"f{number}", b"12345") for number in range(20))), tag="t")
+    for option, value, why in (("--max-size", "1K", "more than 1.0K"), ("--max-entries", "10", "more than 10 entries")):
+        said = hostel("load", "-i", str(layout.folder), option, value, status=125)
+        assert why in said and option in said
+    assert hostel("load", "-i", str(layout.folder), "--max-entries", "20") == "loaded layout:t\n"
+    assert json.loads(hostel("inspect", "layout:t"))["layers"][0]["unpacked"] is True
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,14 @@ def test_what_containers_stand_on_stays(store, image, tmp_path):
     store.prune(all_=True)
     assert store.get("layout:t")
     store.remove("layout:t", force=True)
-    assert blobs(store) == set() and len(list(store.layers.all())) == 2
+    assert store.get(image.digest).names == () and store.find("layout:t") is None
     rootfs.release(container)
+    rootfs.prepare(store.get(image.digest), container)  # it starts again
+    store.prune(all_=True)
+    assert store.get(image.digest) and len(list(store.layers.all())) == 2
     rootfs.remove(container)
-    store.sweep()
-    assert list(store.layers.all()) == [] and list(container.iterdir()) == []
+    store.prune()
+    assert blobs(store) == set() and list(store.layers.all()) == [] and list(container.iterdir()) == []
 
 
 def test_nothing_is_swept_while_somebody_works(store, image):

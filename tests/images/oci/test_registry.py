@@ -9,6 +9,8 @@ import json
 import os
 import random
 import re
+import socket
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -502,6 +504,52 @@ def test_certificates(certificate, store, layout, monkeypatch):
     finally:
         fake.server.shutdown()
         fake.server.server_close()
+
+
+class Proxy(socketserver.BaseRequestHandler):
+    """Takes CONNECT to anywhere, and leads it to ``target``."""
+
+    target: tuple[str, int]
+    asked: list[bytes] = []
+
+    def handle(self):
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += self.request.recv(1)
+        self.asked.append(head.split(b"\r\n")[0])
+        with socket.create_connection(self.target) as there:
+            self.request.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+            back = threading.Thread(target=self.copy, args=(there, self.request), daemon=True)
+            back.start()
+            self.copy(self.request, there)
+            back.join()
+
+    @staticmethod
+    def copy(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def test_proxies(certificate, store, layout, monkeypatch):
+    fake = Fake(certificate)
+    fake.add(layout, layout.image(layer(("a", b"1"))))
+    Proxy.target = fake.server.server_address
+    proxy = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy)
+    proxy.daemon_threads = True
+    threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.server_address[1]}")
+        assert store.pull("registry.invalid/it", access=Access(verify=False, pauses=()))
+        assert {line.rpartition(b" ")[0] for line in Proxy.asked} == {b"CONNECT registry.invalid:443"}
+        monkeypatch.setenv("no_proxy", "invalid")
+        with pytest.raises(ImageError, match="is unknown here"):
+            Store(store.folder / "other").pull("registry.invalid/it", access=Access(verify=False, pauses=()))
+    finally:
+        for server in (proxy, fake.server):
+            server.shutdown()
+            server.server_close()
 
 
 def test_hashes_of_sha512(fake, store, layout):

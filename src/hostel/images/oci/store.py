@@ -210,19 +210,20 @@ class Store:
 
     def name(self, entry: Descriptor, name: reference.Reference | None) -> None:
         """``name`` is this image from now on (None: it has no name yet); the one that had it stays without."""
-        clean = Descriptor(entry.media_type, entry.digest, entry.size, platform=entry.platform)
+        clean = unnamed(entry)
         with self._changing() as entries:
             wanted = str(name) if name else ""
             had = [old for old in entries if wanted and name_of(old) == wanted]
-            unnamed = [old for old in entries if old.digest == entry.digest and not name_of(old)]
-            entries[:] = [old for old in entries if old not in had and old not in unnamed]
+            entries[:] = [
+                old for old in entries if old not in had and not (old.digest == entry.digest and not name_of(old))
+            ]
             if wanted:
                 clean.annotations = {spec.REF_NAME: wanted}
             if wanted or not any(old.digest == entry.digest for old in entries):
                 entries.append(clean)
             for old in had:
                 if not any(other.digest == old.digest for other in entries):
-                    entries.append(Descriptor(old.media_type, old.digest, old.size, platform=old.platform))
+                    entries.append(unnamed(old))
 
     # -- what people do
 
@@ -240,12 +241,15 @@ class Store:
         self.name(image.entry, name)
 
     def remove(self, name: str, force: bool = False) -> list[str]:
-        """Removes a name, and with the last one the image; all its names where ``name`` is its ID. What was removed."""
+        """Removes a name, and with the last one the image; all its names where ``name`` is its ID. What was removed.
+        With ``force`` an image that containers stand on loses its names only: ``prune`` has the rest, once they are
+        gone."""
         image = self.get(name)
         wanted = ""
         with contextlib.suppress(ImageError):
             wanted = str(reference.parse(name))
         gone = [wanted] if wanted in image.names else list(image.names)
+        users: list[str] = []
         if len(gone) == len(image.names):
             users = sorted(user.name for user in self.users.all() if user.digest == image.digest)
             if users and not force:
@@ -255,6 +259,8 @@ class Store:
                 entry for entry in entries
                 if not (entry.digest == image.digest and (name_of(entry) in gone or not name_of(entry)))
             ]
+            if users:
+                entries.append(unnamed(image.entry))
         self.sweep()
         return gone or [image.digest]
 
@@ -326,3 +332,7 @@ class Store:
 def name_of(entry: Descriptor) -> str:
     """The whole reference that an entry of index.json has."""
     return (entry.annotations or {}).get(spec.REF_NAME, "")
+
+
+def unnamed(entry: Descriptor) -> Descriptor:
+    return Descriptor(entry.media_type, entry.digest, entry.size, platform=entry.platform)
