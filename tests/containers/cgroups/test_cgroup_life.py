@@ -98,6 +98,13 @@ def test_limits_change_in_either_direction(cgroup):
     assert [row.limit for row in one.limits() if row.what in ("memory", "CPUs at once")] == [None, None]
 
 
+def test_processors_that_arent_there(cgroup):
+    one = cgroup({}, "cpuset")
+    for name in ("cpus", "mems"):
+        with pytest.raises(ContainerError, match=f"cpu.{name}: '900' isn't among what the host"):
+            one.apply({"cpu": {name: "900"}})
+
+
 def test_memory_isnt_limited_to_less_than_is_used(cgroup, inside):
     one = cgroup({"memory": {"limit": 64 * MIB}, "pids": {"limit": 9}}, "memory", "pids")
     assert inside(one, "data = b'x' * (24 << 20); print('had', flush=True); time.sleep(100)").line() == "had"

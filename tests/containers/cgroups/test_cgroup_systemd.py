@@ -173,6 +173,50 @@ def test_a_scope_of_systemds(host):
     assert told["gone"]["ActiveState"] == "inactive" and told["left"] == []
 
 
+RUNTIME = """
+import shutil
+from hostel.containers import spec
+bundle = "/tmp/bundle"
+os.makedirs(bundle + "/rootfs/proc")
+shutil.copy(shutil.which("busybox"), bundle + "/rootfs/busybox")
+config = spec.default()
+config["process"] |= {"terminal": False, "args": ["/busybox", "sleep", "1000"]}
+config["linux"] |= {"cgroupsPath": "machine.slice:podman:boxed"}
+with open(bundle + "/config.json", "w") as file:
+    json.dump(config, file)
+def runtime(*words):
+    quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    with open("/tmp/told", "w+") as told:
+        program = [sys.executable, "-m", "hostel.containers.oci", "--systemd-cgroup", *words]
+        status = subprocess.run(program, cwd=bundle, stderr=told, **quiet).returncode
+        told.seek(0)
+        return [status, told.read()]
+def active():
+    said = subprocess.run(["systemctl", "is-active", "podman-boxed.scope"], capture_output=True, text=True)
+    return said.stdout.strip()
+told = {"run": runtime("run", "-d", "--pid-file", "/tmp/pid", "boxed")}
+with open("/tmp/pid") as file:
+    told["where"] = open(f"/proc/{file.read().strip()}/cgroup").read().splitlines()[-1]
+time.sleep(0.3)
+told["active"] = active()
+told["delete"] = runtime("delete", "-f", "boxed")
+end = time.monotonic() + 10
+while (state := active()) != "inactive" and time.monotonic() < end:
+    time.sleep(0.05)
+told["then"] = state
+print(json.dumps(told))
+"""
+
+
+def test_a_container_in_a_scope(host):
+    if not shutil.which("busybox"):
+        pytest.skip("busybox isn't installed")
+    assert host(RUNTIME) == {
+        "run": [0, ""], "where": "0::/machine.slice/podman-boxed.scope/container", "active": "active",
+        "delete": [0, ""], "then": "inactive",
+    }  # fmt: skip
+
+
 def test_names():
     assert systemd.named("a-b.slice:podman:id", "id", False) == ("a-b.slice", "podman-id.scope")
     assert systemd.named(":pre:id", "id", True) == ("user.slice", "pre-id.scope")

@@ -155,6 +155,8 @@ class Cgroup:
         if error.errno == errno.EBUSY and setting.controller == "memory":
             usage = number(folder, "memory.usage_in_bytes")
             return refuse(setting.name, f"{setting.value} is under what is used now, {usage}")
+        if setting.controller == "cpuset":
+            return refuse(setting.name, f"'{setting.value}' isn't among what the host, or the cgroup above, has")
         if error.errno in (errno.ENODEV, errno.EOPNOTSUPP):
             return refuse(setting.name, f"'{setting.value}' in {setting.file}: the device or its I/O scheduler can't")
         if error.errno in _REFUSED:
