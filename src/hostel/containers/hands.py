@@ -12,6 +12,7 @@ from typing import Any
 
 from hostel.base.errors import ContainerError, HostelError
 from hostel.containers import engine, wiring
+from hostel.containers.runtime import Runtime
 from hostel.containers.store import Folder, write_spec
 
 Answer = tuple[dict[str, Any], list[int]]
@@ -21,7 +22,6 @@ def create(path: str, *, sock: socket.socket, stdio: list[int]) -> Answer:
     """Make the container and its network; start it when the monitor says so."""
     folder = Folder(Path(path))
     spec = folder.spec()
-    fds: list[int] = []
     with contextlib.ExitStack() as undo:
         undo.callback(engine.release, folder)
         engine.release(folder)  # what a crash left
@@ -29,20 +29,11 @@ def create(path: str, *, sock: socket.socket, stdio: list[int]) -> Answer:
             engine.write_init(folder.path / "init")
         engine.prepare(folder)
         runtime, name = engine.runtime(folder.path), engine.identity(folder.path)
-        console = undo.enter_context(_Console(path)) if spec.tty else None
-        pid = _apart(
-            runtime.create, name, str(folder.path), console_socket=console.path if console else None,
-            stdio=tuple(stdio) or None,
-        )
+        console = undo.enter_context(_Console()) if spec.tty else None
+        message, cards, fds = _apart(folder, runtime, stdio, console)
         if console:
-            fds.append(console.take())
-        wired = wiring.connect(spec, pid)
-        fds += [*wired.leases, *(fd for _, route in wired.routes for fd in route)]
-        engine.write_names(folder.path, spec, wired.cards)
-        message = {
-            "pid": pid, "init_start": engine.start_time(pid), "routes": [route for route, _ in wired.routes],
-            "leases": len(wired.leases), "addresses": [card["address"] for card in wired.cards],
-        }
+            fds.insert(0, console.take())
+        engine.write_names(folder.path, spec, cards)
         socket.send_fds(sock, [json.dumps(message).encode()], fds)
         for fd in (*fds, *stdio):
             os.close(fd)
@@ -50,41 +41,61 @@ def create(path: str, *, sock: socket.socket, stdio: list[int]) -> Answer:
             raise ContainerError("it ended before it started")
         runtime.start(name)
         undo.pop_all()
-        if console:
-            console.close()
     return {"started": True}, []
 
 
-def _apart(make: Any, *args: Any, **options: Any) -> int:
+def _apart(
+    folder: Folder, runtime: Runtime, stdio: list[int], console: "_Console | None"
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
     """The runtime's create by a child: when that has ended, the container's first process is the monitor's child, which
-    it has to be before it starts (runtime.ENDS_WITH_PARENT)."""
-    reader, writer = os.pipe()
+    it has to be before it starts (runtime.ENDS_WITH_PARENT). What the monitor is to know, the cards, and the network's
+    descriptors."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     child = os.fork()
     if not child:
         try:
-            try:
-                told: dict[str, Any] = {"pid": _named(make, *args, **options).pid}
-            except HostelError as error:
-                told = {"error": str(error), "status": error.status}
-            except BaseException as error:
-                import traceback
-
-                traceback.print_exception(error, file=sys.stderr)
-                sys.stderr.flush()
-                told = {"error": f"internal error: {type(error).__name__}: {error} (see monitor.log)"}
-            os.write(writer, json.dumps(told).encode())
+            told, fds = _create(folder, runtime, stdio, console)
+            socket.send_fds(theirs, [json.dumps(told).encode()], fds)
         finally:
             os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        data = pipe.read()
+    theirs.close()
+    with ours:
+        data, fds, _, _ = socket.recv_fds(ours, 1 << 17, 250, socket.MSG_CMSG_CLOEXEC)
     os.waitpid(child, 0)
     told = json.loads(data or b'{"error": "the runtime ended without a word"}')
     if "error" in told:
         failure = ContainerError(told["error"])
         failure.status = told.get("status", failure.status)
         raise failure
-    return int(told["pid"])
+    return told["message"], told["cards"], fds
+
+
+def _create(
+    folder: Folder, runtime: Runtime, stdio: list[int], console: "_Console | None"
+) -> tuple[dict[str, Any], list[int]]:
+    spec = folder.spec()
+    made: list[wiring.Wired] = []
+    try:
+        state = _named(
+            runtime.create, engine.identity(folder.path), str(folder.path), stdio=tuple(stdio) or None,
+            console_socket=console.theirs.fileno() if console else None,
+            wire=lambda pid: made.append(wiring.connect(spec, pid)),
+        )
+    except HostelError as error:
+        return {"error": " ".join(str(error).split())[:4096], "status": error.status}, []
+    except BaseException as error:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.flush()
+        return {"error": f"internal error: {type(error).__name__}: {error} (see monitor.log)"}, []
+    wired = made[0]
+    message = {
+        "pid": state.pid, "init_start": engine.start_time(state.pid), "routes": [route for route, _ in wired.routes],
+        "leases": len(wired.leases), "addresses": [card["address"] for card in wired.cards],
+    }
+    fds = [*wired.leases, *(fd for _, route in wired.routes for fd in route)]
+    return {"message": message, "cards": wired.cards}, fds
 
 
 def _named(make: Any, *args: Any, **options: Any) -> Any:
@@ -108,9 +119,10 @@ def execute(path: str, *, sock: socket.socket, stdio: list[int], params: dict[st
     process = engine.exec_process(folder, params)
     runtime, name = engine.runtime(folder.path), engine.identity(folder.path)
     with contextlib.ExitStack() as undo:
-        console = undo.enter_context(_Console(path)) if params["tty"] else None
+        console = undo.enter_context(_Console()) if params["tty"] else None
         pid = _named(
-            runtime.exec, name, process, console_socket=console.path if console else None, stdio=tuple(stdio) or None
+            runtime.exec, name, process, console_socket=console.theirs.fileno() if console else None,
+            stdio=tuple(stdio) or None,
         )
         return {"pid": pid}, [console.take()] if console else []
 
@@ -147,39 +159,21 @@ def update(path: str, *, sock: socket.socket, changes: dict[str, Any]) -> Answer
 
 
 class _Console:
-    """Where the runtime sends a terminal's master to (runtime-spec's --console-socket)."""
+    """Where the runtime sends a terminal's master to, as by --console-socket."""
 
-    def __init__(self, folder: str):
-        self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        name = f"console-{os.getpid()}.sock"
-        self._file = f"{folder}/{name}"
-        self.path = f"/proc/self/fd/{self._folder}/{name}"  # an address holds 107 bytes only
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self._listener.bind(self.path)
-        self._listener.listen(1)
+    def __init__(self) -> None:
+        self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
 
     def take(self) -> int:
-        self._listener.settimeout(10.0)
-        connection, _ = self._listener.accept()
-        with connection:
-            connection.settimeout(10.0)
-            _, fds, _, _ = socket.recv_fds(connection, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+        self._ours.settimeout(10.0)
+        _, fds, _, _ = socket.recv_fds(self._ours, 4096, 1, socket.MSG_CMSG_CLOEXEC)
         if not fds:
             raise ContainerError("the runtime made no terminal")
         return fds[0]
-
-    def close(self) -> None:
-        if self._folder >= 0:
-            self._listener.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self._file)
-            os.close(self._folder)
-            self._folder = -1
 
     def __enter__(self) -> "_Console":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-
+        self._ours.close()
+        self.theirs.close()

@@ -14,6 +14,10 @@ from hostel.base.errors import ContainerError
 from hostel.containers import dialogue, mounts, namespaces, process, spec, stage
 from hostel.containers.state import State, check_id, load, now, start_time
 
+TYPE_CHECKING = False  # as typing's, which takes longer to import than a container to start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _SIGKILL = 9
 _DELETE_SECONDS = 10
 # An annotation: the first process is killed when its parent ends. The engine's monitor is that (containers/monitor).
@@ -32,8 +36,10 @@ class Runtime:
         self, id: str, bundle: "str | os.PathLike[str]", *, console_socket: "str | int | None" = None,
         pid_file: str | None = None, preserve_fds: int = 0, no_pivot: bool = False, no_new_keyring: bool = False,
         stdio: "tuple[int, int, int] | None" = None, systemd_cgroup: bool = False,
+        wire: "Callable[[int], None] | None" = None,
     ) -> State:  # fmt: skip
-        """A container whose program waits for ``start``."""
+        """A container whose program waits for ``start``. ``wire(pid)`` is called when its namespaces are there, as a
+        createRuntime hook would be: the only time at which an unprivileged user may enter them."""
         check_id(id)
         bundle = os.path.realpath(bundle)
         config = spec.load(bundle)
@@ -42,7 +48,7 @@ class Runtime:
         undo: list = []  # not contextlib's ExitStack: its import takes longer than all of this
         try:
             state = _Creation(self, id, bundle, config, undo, console_socket, preserve_fds, no_pivot, no_new_keyring,
-                              stdio, systemd_cgroup).run()  # fmt: skip
+                              stdio, systemd_cgroup, wire).run()  # fmt: skip
             if pid_file:
                 _replace(pid_file, str(state.pid))
             undo.clear()
@@ -283,12 +289,13 @@ class _Creation:
     def __init__(
         self, runtime: Runtime, id: str, bundle: str, config: dict, undo: list, console: "str | int | None",
         preserved: int, no_pivot: bool, no_keyring: bool, stdio: "tuple[int, int, int] | None", systemd: bool,
+        wire: "Callable[[int], None] | None",
     ):  # fmt: skip
         self.id, self.bundle, self.config, self.undo = id, bundle, config, undo
         self.folder = f"{runtime.root}/{id}"
         self.root = runtime.root
         self.console, self.preserved, self.no_pivot, self.no_keyring = console, preserved, no_pivot, no_keyring
-        self.stdio, self.systemd = stdio, systemd
+        self.stdio, self.systemd, self.wire = stdio, systemd, wire
         self.name = f"hostel:{hash((id, time.monotonic_ns())) & 0xFFFFFFFF:08x}"  # the kernel keeps 15 characters
         self.linux = config["linux"]
         self.process = config["process"]
@@ -299,6 +306,7 @@ class _Creation:
 
     def fd(self, fd: int) -> int:
         """To be inherited, and closed here at the end."""
+        fd = stage.to_keep(fd)
         self.keep.append(fd)
         self.opened.append(fd)
         return fd
@@ -402,7 +410,7 @@ class _Creation:
         left, right = socketpair()
         ours, theirs = left.detach(), right.detach()
         self.opened.append(ours)
-        self.fd(theirs)
+        theirs = self.fd(theirs)
         script = stage.Script(theirs)
         spaces, linux = self.namespaces, self.linux
         world = mounts.Mounts(script, self.config, self.bundle, self.mounts, self.privileged, spaces.own_user)
@@ -455,7 +463,7 @@ class _Creation:
             slave = terminal.make(script, world, console, self.process)
         world.protect()
         process.label(script, self.process)
-        if self.hooks.get("prestart") or self.hooks.get("createRuntime") or insides:
+        if self.hooks.get("prestart") or self.hooks.get("createRuntime") or insides or self.wire:
             dialogue.tell(script, theirs, dialogue.HOOKS)
             dialogue.wait(script, theirs)
         if "createContainer" in insides:
@@ -573,7 +581,7 @@ class _Creation:
                 dialogue.go(fd)
             elif code == dialogue.READY:
                 self._second(fd, script, state)
-                os.waitpid(self.pids.pop(0), 0)
+                stage.reap(self.pids.pop(0))
                 state.content["ready"] = True
                 state.write()
                 dialogue.go(fd)
@@ -581,7 +589,7 @@ class _Creation:
 
     def _hand_on(self, pid: int) -> None:
         """Another process has the first one's place."""
-        os.waitpid(self.pids[0], 0)
+        stage.reap(self.pids[0])
         self.pids[0] = pid
         self.handed_on = False
 
@@ -605,6 +613,8 @@ class _Creation:
                 from hostel.containers import hooks
 
                 hooks.run(self.hooks[kind], kind, _json(state.public("creating")))
+        if self.wire:
+            self.wire(state.pid)
         for kind, inside in self.insides.items():
             inside.tell(_json(state.public("creating" if kind == "createContainer" else "created")))
 
@@ -650,7 +660,7 @@ def _user_namespace(maps: dict) -> int:
     dialogue.tell(script, theirs, dialogue.MAP)
     dialogue.wait(script, theirs)
     script.call("exit_group", 0)
-    pid = stage.launch(script, [theirs])
+    pid = stage.launch(script, [theirs], here=True)
     try:
         os.close(theirs)
         dialogue.hear(ours, script)
