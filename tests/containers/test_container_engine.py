@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -425,3 +426,34 @@ def test_the_rate_of_its_disk(box):
     assert 0 < written < 3 * (2 << 20) * (time.monotonic() - begin) < int(told.stdout)
     rows = {row["what"].split()[0]: row for row in slow.explain()["limits"] if row["controller"] == "blkio"}
     assert rows["written"]["limit"] == rows["read"]["limit"] == 2 << 20 and rows["written"]["use"] >= written
+
+
+def test_an_ordinary_user_s(box_images, tmp_path):
+    """Rootless: a user namespace, a root of copied layers or fuse-overlayfs, no right to anything of the host's."""
+    user = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/", "capture_output": True, "text": True}
+    home = tmp_path / "rootless"
+    place = tmp_path
+    while place != place.parent:
+        place.chmod(place.stat().st_mode | 0o055)
+        place = place.parent
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    shutil.copy(box_images / "box.tar", tmp_path / "box.tar")
+    user["env"] = {**os.environ, "HOSTEL_HOME": str(home)}
+
+    def hostel(*words):
+        return subprocess.run([sys.executable, "-m", "hostel.cli.main", *words], timeout=60, **user)
+
+    try:
+        if hostel("image", "load", "--input", str(tmp_path / "box.tar")).returncode:
+            pytest.skip("others can't run this interpreter")
+    except OSError:
+        pytest.skip("others can't run this interpreter")
+    script = "id -u; cat /proc/self/uid_map; touch /new; exit 3"
+    done = hostel("run", "box", "--network", "none", "--", "sh", "-c", script)
+    assert done.returncode == 3 and done.stdout.split() == ["0", "0", "65534", "1"], done
+    assert hostel("run", "box", "-d", "--name", "one", "--network", "none", "--", "sleep", "1000").returncode == 0
+    assert hostel("exec", "one", "--", "hostname").stdout == "one\n"
+    refused = hostel("run", "box", "--memory", "64M", "--network", "none", "--", "true")
+    assert refused.returncode == 125 and "memory" in refused.stderr and refused.stderr.count("\n") == 1
+    assert hostel("rm", "-f", "one").returncode == 0 and os.listdir(home / "containers") == [".runtime"]

@@ -153,8 +153,9 @@ def make_config(spec: ContainerSpec, folder: Path, root: Path) -> dict[str, Any]
             {"type": f"RLIMIT_{limit.name.upper()}", "soft": limit.soft % (1 << 64), "hard": limit.hard % (1 << 64)}
             for limit in spec.ulimits
         ],
-        "oomScoreAdj": spec.oom_score_adj,
     }
+    if spec.oom_score_adj:
+        process["oomScoreAdj"] = spec.oom_score_adj
     profile = next((item[9:] for item in spec.security if item.startswith("apparmor=")), "")
     if profile:
         process["apparmorProfile"] = profile
@@ -174,8 +175,11 @@ def make_config(spec: ContainerSpec, folder: Path, root: Path) -> dict[str, Any]
 def mounts(spec: ContainerSpec, folder: Path) -> list[dict[str, Any]]:
     """In order: what a person put at a place wins over what is usually there."""
     own = {mount.target for mount in spec.mounts}
+    absent = set()
+    if os.geteuid() and sum(row["size"] for row in user_mappings()["gidMappings"]) <= 5:
+        absent.add("gid=5")  # there is no such group
     found = [
-        {"destination": target, "type": kind, "source": source, "options": list(options)}
+        {"destination": target, "type": kind, "source": source, "options": [o for o in options if o not in absent]}
         for target, kind, source, options in _MOUNTS
         if target not in own
     ]

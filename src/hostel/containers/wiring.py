@@ -203,7 +203,8 @@ def _configure(name: str, card: dict[str, Any]) -> list[int]:
             fcntl.ioctl(sock, request, struct.pack("16s24s", name.encode(), value))
 
         change(_SIOCSIFHWADDR, struct.pack("H6s", _ARPHRD_ETHER, _mac(card["mac"])))
-        change(_SIOCSIFTXQLEN, struct.pack("i", 1000))
+        with contextlib.suppress(PermissionError):  # in a user namespace that is asked of the host's root
+            change(_SIOCSIFTXQLEN, struct.pack("i", 1000))
         set_up(name, card["mtu"])
         change(_SIOCSIFADDR, _address(card["address"]))
         change(_SIOCSIFNETMASK, _address(card["mask"]))
