@@ -107,6 +107,12 @@ def test_layouts_are_written_for_others(store, image, tmp_path):
         layout.save([image], tmp_path / "out")
 
 
+def test_other_users_can_neither_read_nor_run_what_is_in_images(store, image):
+    image.unpack()
+    for name in ("blobs", "ingest", "layers"):
+        assert (store.folder / name).stat().st_mode & 0o7777 == 0o700
+
+
 def test_a_lost_blob_is_told(store, image):
     store.blobs.path(image.manifest.layers[0].digest).unlink()
     with pytest.raises(ImageError, match="lacks a layer; 'hostel image pull"):

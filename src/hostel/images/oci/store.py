@@ -100,7 +100,10 @@ class Store:
     @contextlib.contextmanager
     def _use(self, how: int) -> Iterator[None]:
         with atomic.told(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.blobs.folder.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for path in (self.blobs.folder, self.blobs.ingest):  # images may be secret
+                    path.mkdir(mode=0o700, exist_ok=True)
             number = os.open(self.folder / ".use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(number, how)
