@@ -115,11 +115,14 @@ def limits(interface: str) -> list[Limit]:
     number = _index(interface)
     try:
         shaped = netlink.ask(netlink.ROUTE, netlink.message(_GETQDISC, netlink.DUMP, _tcmsg(interface)))
-        rules = netlink.ask(netlink.NETFILTER, netlink.message(
-            _GETRULE, netlink.DUMP, struct.pack(">BBH", _NETDEV, 0, 0), netlink.attribute(1, _TABLE + interface)
-        ))  # fmt: skip
     except OSError as error:
         raise _told(interface, error) from error
+    try:
+        rules = netlink.ask(netlink.NETFILTER, _nft(_GETRULE, netlink.DUMP, netlink.attribute(1, _TABLE + interface)))
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise _told(interface, error) from error
+        rules = []  # the kernel has no nftables, or no such table
     for body in shaped:
         found = dict(netlink.attributes(body[20:]))
         if struct.unpack_from("=i", body, 4)[0] == number and found.get(_KIND) == b"tbf\0":
