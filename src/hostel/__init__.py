@@ -7,7 +7,7 @@
 
 from hostel._version import __version__
 
-__all__ = ["VM", "Images", "Network", "__version__"]
+__all__ = ["VM", "Container", "Images", "Network", "__version__"]
 
 
 def __getattr__(name: str) -> object:  # the SDK is loaded on first use: the CLI starts faster without it
@@ -15,6 +15,10 @@ def __getattr__(name: str) -> object:  # the SDK is loaded on first use: the CLI
         from hostel.client.vm import VM
 
         return VM
+    if name == "Container":
+        from hostel.client.container import Container
+
+        return Container
     if name == "Images":
         from hostel.client.images import Images
 
