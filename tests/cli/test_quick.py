@@ -1,4 +1,4 @@
-"""Commands that a zygote runs are as those that run by themselves (cli/quick)."""
+"""Commands that a zygote runs are as those that run by themselves (client/quick)."""
 
 import os
 import signal

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _by_zygote(argv: list[str]) -> int | None:
     """What it ended with; None where none does it."""
-    from hostel.cli import quick
+    from hostel.client import quick
 
     return quick.ask(argv) if argv and argv[0] in quick.COMMANDS else None
 

@@ -22,7 +22,7 @@ A request and the answers to it are one packet each (SOCK_SEQPACKET): the reques
 a held VM, leash; then the child's ``{"pid": ...}`` with its pidfd, or ``{"refused": why}``; ``go`` from the asker,
 without which the child ends; and ``{"status": ...}`` when it has ended, if the asker is still there.
 
-**Commands** (cli/quick) are the other thing that a zygote forks, where who started it named a module for them
+**Commands** (client/quick) are the other thing that a zygote forks, where who started it named a module for them
 (``commands``): the request is ``COMMAND``, the number of words, working directory, words and environment, each ended
 by a zero byte, with the asker's standard input, output and error; the rest is as with workers. A command ends when its
 asker does.

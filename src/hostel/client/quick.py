@@ -1,8 +1,8 @@
 """Commands by a zygote (vm/zygote), which has imported all that they need: a tenth of a second less to wait for.
 
 ``ask`` is what the command that was typed does then: it hands over its words, folder, environment and standard files,
-and its signals, and ends as the command does. ``load`` and ``main`` are the zygote's side. Imports on the asker's side
-are what Python has built in, and vm/place: that is the point of it.
+and its signals, and ends as the command does. Imported are what Python has built in, and vm/place: that is the point.
+The zygote's side is cli/served.
 """
 
 import _signal  # type: ignore[import-not-found]
@@ -78,20 +78,8 @@ def _forward(pidfd: int, number: int) -> None:
         pass  # it has just ended
 
 
-def load() -> None:
-    """Import what the commands need."""
-    import importlib
+def serve(commands: str) -> None:
+    """Zygotes that are started by this process run commands with the module of that name."""
+    from hostel.vm import zygote
 
-    from hostel.cli import main as door
-
-    for name in COMMANDS:
-        importlib.import_module(door.COMMANDS[name][0])
-    for name in ("cli.parser", "client.vm", "client.warm", "client.fork", "client.snapshots", "client.attach"):
-        importlib.import_module(f"hostel.{name}")
-
-
-def main(argv: list[str]) -> int:
-    """Run it here."""
-    from hostel.cli import main as door
-
-    return door.main(argv)
+    zygote.commands = commands
