@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hostel.client.container import Container, log_bytes, parse_log
@@ -25,7 +25,7 @@ def run(container: Container, args: argparse.Namespace) -> int:
     entries: Iterable[dict[str, Any]] = container.log_entries(time.time() - parse_seconds(args.since or "0s")
                                                              if args.since else 0.0)  # fmt: skip
     if args.tail is not None:
-        entries = deque(entries, maxlen=args.tail)
+        entries = deque((line for entry in entries for line in _lines(entry)), maxlen=args.tail)
     for entry in entries:
         _show(entry, args.timestamps)
     if args.follow:
@@ -36,12 +36,21 @@ def run(container: Container, args: argparse.Namespace) -> int:
     return 0
 
 
+def _lines(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """An entry for each line of one; what has no end yet is one, too."""
+    *lines, rest = entry["log"].split("\n")
+    for text in [*(f"{line}\n" for line in lines), *([rest] if rest else [])]:
+        yield {**entry, "log": text}
+
+
 def _show(entry: dict[str, Any], timestamps: bool) -> None:
     out = sys.stderr.buffer if entry["stream"] == "stderr" else sys.stdout.buffer
     if timestamps:
         whole, part = divmod(entry["time"], 1)
-        out.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int(part * 1e6):06}Z ".encode())
-    out.write(log_bytes(entry))
+        head = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int(part * 1e6):06}Z ".encode()
+        out.writelines(head + log_bytes(line) for line in _lines(entry))
+    else:
+        out.write(log_bytes(entry))
     out.flush()
 
 

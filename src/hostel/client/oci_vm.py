@@ -31,20 +31,20 @@ class OciImage:
         self.name = name
         self.image = find_image(name)
         self.hostname = hostname
-        self.command, self.environment, self.user, self.workdir = process_of(
+        self.command, self.environment, name, self.workdir = process_of(
             self.image, command, entrypoint, env, user, workdir
         )
+        with vmdisk.shown(self.image) as tree:
+            self.user = engine.find_user(tree, name)
 
     def prepare(self, spec: VmSpec, size: int | str | None) -> Callable[[Path, Path], None]:
         """Have ``spec`` be a VM of the image; what is to be in its folder."""
-        with vmdisk.shown(self.image) as tree:
-            user = engine.find_user(tree, self.user)
         base = vmdisk.disk_of(self.image)
         wanted = parse_size(size) if isinstance(size, str) else size or os.path.getsize(base)
         if wanted < os.path.getsize(base):
             raise UsageError(f"the image's disk has {format_size(os.path.getsize(base))}; a VM's can't be smaller")
-        spec.environment = [f"HOME={user['home']}", *self.environment]
-        spec.workdir, spec.uid, spec.gid = self.workdir, user["uid"], user["gid"]
+        spec.environment = [f"HOME={self.user['home']}", *self.environment]
+        spec.workdir, spec.uid, spec.gid = self.workdir, self.user["uid"], self.user["gid"]
         spec.rng, spec.oci = True, self.image.name
         given, others = spec.cmdline, spec.disks
 

@@ -43,6 +43,7 @@ STABLE = 10.0                 # seconds after which a start counts as a success
 END_TIMEOUT = 2.0             # seconds that clients have to read how it ended
 HEALTH_OUTPUT = 4096          # bytes of a health check's output that are kept
 _TYPED_AHEAD = 1 << 16
+_ENTRY = 1 << 13              # bytes of output in an entry of the log, at most
 _MESSAGE = 1 << 17
 _MAX_FDS = 250                # the kernel's, for one message
 # Parameters of the control socket's methods: name, and what stands for it where it isn't given. Their types are those
@@ -689,34 +690,30 @@ class Monitor:
     # -- its log and state
 
     def _logged(self, name: str, data: bytes) -> None:
-        """One JSON object a line of output; a line without an end waits for it, but not for ever."""
+        """A JSON object a line: what came at once, in whole lines; a line without an end waits for it, but not for
+        ever."""
         self._tail += data
         if len(self._tail) > 2 * REPLAY:
             del self._tail[:-REPLAY]
-        *lines, rest = (self._partial[name] + data).split(b"\n")
-        while len(rest) > 1 << 14:
-            lines.append(rest[: 1 << 14])
-            rest = rest[1 << 14 :]
-            self._write_lines(name, lines, b"")
-            lines = []
+        rest = self._partial[name] + data
+        while rest:
+            end = len(rest) if len(rest) <= _ENTRY else rest.rfind(b"\n", 0, _ENTRY) + 1 or _ENTRY
+            if end == len(rest):
+                end = rest.rfind(b"\n") + 1 or (end if end >= _ENTRY else 0)
+            if not end:
+                break
+            self._write_entry(name, rest[:end])
+            rest = rest[end:]
         self._partial[name] = rest
-        self._write_lines(name, lines, b"\n")
 
-    def _write_lines(self, name: str, lines: list[bytes], end: bytes) -> None:
-        now, waiting = round(time.time(), 6), ""
-        for line in lines:
-            text = (line + end).decode(errors="surrogateescape")
-            waiting += fastjson.dumps({"time": now, "stream": name, "log": text}) + "\n"
-            if len(waiting) > 4096:  # a file is turned over between two writes
-                self.log.write(waiting)
-                waiting = ""
-        if waiting:
-            self.log.write(waiting)
+    def _write_entry(self, name: str, data: bytes) -> None:
+        text = data.decode(errors="surrogateescape")
+        self.log.write(fastjson.dumps({"time": round(time.time(), 6), "stream": name, "log": text}) + "\n")
 
     def _flush_partial(self) -> None:
         for name, rest in self._partial.items():
             if rest:
-                self._write_lines(name, [rest], b"")
+                self._write_entry(name, rest)
                 self._partial[name] = b""
 
     def write_state(self) -> None:
