@@ -15,20 +15,20 @@ import select
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from hostel.base.errors import ContainerError, HostelError, NetworkError, UsageError
 from hostel.base.linux.syscall import syscall
-from hostel.containers import netlimit
-from hostel.net import networks
-from hostel.net.bridge import name_of
 from hostel.net.listening import listen
 from hostel.net.settings import Addresses, Settings
 from hostel.net.tap import Tap, join_bridge, set_up
 from hostel.spec.container import ContainerSpec
 from hostel.spec.net import NicSpec, parse_forward
+
+if TYPE_CHECKING:
+    from hostel.containers import netlimit
 
 _SETNS = 308
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
@@ -99,6 +99,9 @@ def _nat(
 
 def _named(spec: ContainerSpec, nic: NicSpec, pid: int, name: str) -> tuple[dict[str, Any], int]:
     """A card on a named network."""
+    from hostel.net import networks  # with what only these need
+    from hostel.net.bridge import name_of
+
     folder = networks.find(nic.network)
     what = folder.spec()
     forwards = [parse_forward(port) for port in nic.ports]
@@ -147,6 +150,7 @@ def _card(nic: NicSpec, address: str, addresses: Addresses, gateway: str, domain
 
 def _limit(pid: int, name: str, nic: NicSpec) -> None:
     """Either way; in the container's namespace, whose root may not change it without CAP_NET_ADMIN."""
+    from hostel.containers import netlimit
 
     def limit() -> list[int]:
         netlimit.shape(name, nic.rate, nic.burst)
@@ -156,8 +160,9 @@ def _limit(pid: int, name: str, nic: NicSpec) -> None:
     _within(pid, limit)
 
 
-def limits(pid: int) -> list[netlimit.Limit]:
+def limits(pid: int) -> "list[netlimit.Limit]":
     """Of the cards of the container with that first process, each rate beside what went through."""
+    from hostel.containers import netlimit
 
     def tell() -> list[int]:
         found = [limit for _, name in socket.if_nameindex() for limit in netlimit.limits(name)]
