@@ -206,7 +206,8 @@ END = bytes(1024)
     [
         (b"\xff" * 512 + END, "checksum"),
         (header()[:100], "ends in the middle"),
-        (header(), "ends in the middle"),
+        (header() + END[:100], "ends in the middle"),
+        (header(kind=b"L", size=b"00000000004\0") + b"name".ljust(512, b"\0"), "ends in the middle"),
         (header(size=b"00000001000\0") + b"x", "ends in the middle"),
         (header(size=b"\xff" * 12) + END, "negative"),
         (header(size=b"\x80" + b"\x7f" * 11) + END, "no file is so"),

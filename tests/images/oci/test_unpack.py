@@ -52,6 +52,11 @@ def test_kinds_modes_times_and_names(unpacked):
     assert (folder / "d").stat().st_mtime == 1_000_000_000
 
 
+def test_a_layer_without_the_zeros_of_an_end(unpacked):
+    """umoci's are so, and its peers take them."""
+    assert tree(unpacked(layer(("a", b"1"), ("b", b"2")).rstrip(b"\0").ljust(2048, b"\0"))) == {"a": b"1", "b": b"2"}
+
+
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_each_form_of_tar(unpacked, form):
     name = "folder/" * 12 + "x" * 60

@@ -61,6 +61,12 @@ class Stream:
             return data
         return self.read(BLOCK)
 
+    def ended(self) -> bool:
+        """Whether nothing follows."""
+        if self._at == len(self._data):
+            self._data, self._at = next(self._pieces, b""), 0
+        return not self._data
+
     def read(self, size: int) -> bytes:
         """Exactly so many bytes."""
         at = self._at
@@ -126,6 +132,8 @@ class Reader:
             if self._left or self._padding:
                 stream.skip(self._left + self._padding)
                 self._left = self._padding = 0
+            if stream.ended() and not (pax or long_name or long_link):
+                return  # without the zeros of an end, as umoci's layers do; whether it is whole is the digest's to say
             header = stream.block()
             if header == _ZEROS:
                 if pax or long_name or long_link:
