@@ -10,7 +10,7 @@ import struct
 import time
 
 from hostel.base.errors import ContainerError
-from hostel.containers.stage import ANY, Label, Script
+from hostel.containers.stage import ANY, Label, Script, to_keep
 
 _SIGCHLD, _SIGKILL = 17, 9
 
@@ -79,7 +79,7 @@ class Inside:
 
     def __init__(self, hooks: list[dict], kind: str):
         self.hooks, self.kind = hooks, kind
-        self.pipes = [os.pipe() for _ in hooks]
+        self.pipes = [(to_keep(reader), writer) for reader, writer in (os.pipe() for _ in hooks)]
 
     @property
     def fds(self) -> list[int]:

@@ -90,13 +90,13 @@ class Mounts:
         return tree
 
     def _attributes(self, fd: Slot, add: int, remove: int, below: int = 0, user: int = 0, propagation: int = 0) -> None:
-        attributes = self.script.place(struct.pack("<QQQQ", add, remove, propagation, user))
+        attributes = self.script.constant(struct.pack("<QQQQ", add, remove, propagation, user))
         self.script.call("mount_setattr", fd, "", _EMPTY | below, attributes, 32)
 
     # Where it is mounted.
 
     def _how(self, flags: int, mode: int = 0, resolve: int = _IN_ROOT | _NO_MAGICLINKS) -> int:
-        return self.script.place(struct.pack("<QQQ", flags | _CLOEXEC, mode, resolve))
+        return self.script.constant(struct.pack("<QQQ", flags | _CLOEXEC, mode, resolve))
 
     def resolve(self, path: str, directory: bool, strict: bool = False) -> Slot:
         """A descriptor of the path beneath the container's root; what is missing is made."""
@@ -255,9 +255,12 @@ class Mounts:
         script.call("fchdir", target)
         script.call("mount", "tmpfs", ".", "tmpfs", mount.flags & ~options.RDONLY, "mode=755")
         script.call("close", target)
+        top = self._reopen(mount.destination)
         for name, data in hierarchies:
             script.doing = f"mounting the cgroup {name} on {mount.destination}/{name}"
-            folder = self.resolve(f"{mount.destination}/{name}", True)
+            folder = script.slot()  # in our own new tmpfs, that nobody else has seen
+            script.call("mkdirat", top, name, 0o755)
+            script.call("openat", top, name, _PATH | _DIRECTORY | _NOFOLLOW | _CLOEXEC, 0, to=folder)
             own = (self.own_cgroup or {}).get(data.split(",")[0].replace("none", data.partition(",")[2]))
             if self.own_cgroup is not None and own:
                 tree = script.slot()
@@ -269,7 +272,6 @@ class Mounts:
                 script.call("fchdir", folder)
                 script.call("mount", "cgroup", ".", "cgroup", mount.flags, data)
             script.call("close", folder)
-        top = self._reopen(mount.destination)
         for name, _ in hierarchies:
             for part in name.split(",") if "," in name else ():
                 skip = Label()
@@ -285,26 +287,25 @@ class Mounts:
         if any(mount.destination == "/dev" and mount.bind for mount in self.mounts):
             return
         script.doing = "the container's /dev"
-        script.call("close", self.resolve("/dev", True))
+        folder = self.resolve("/dev", True)
         asked = {options.inside(device.get("path", "")) for device in self.linux.get("devices") or []}
         for name, major, minor in DEVICES:
             if f"/dev/{name}" not in asked:
-                self._device(f"/dev/{name}", stat.S_IFCHR | 0o666, major, minor, 0, 0)
+                self._device(folder, f"/dev/{name}", stat.S_IFCHR | 0o666, major, minor, 0, 0)
         for device in self.linux.get("devices") or []:
             path, kind = options.inside(device.get("path", "")), device.get("type")
             if kind not in _TYPE or path == "/":
                 raise ContainerError(f"config.json: linux.devices: {path} of the type {kind} can't be made")
             mode = _TYPE[kind] | (device.get("fileMode") or 0o666) & 0o7777
-            self._device(path, mode, device.get("major", 0), device.get("minor", 0), device.get("uid") or 0,
+            self._device(folder, path, mode, device.get("major", 0), device.get("minor", 0), device.get("uid") or 0,
                          device.get("gid") or 0)  # fmt: skip
-        folder = self.resolve("/dev", True)
         for name, target in _LINKS:
             skip = Label()
             script.call("symlinkat", target, folder, name, on={EEXIST: skip})
             script.bind(skip)
         script.call("close", folder)
 
-    def _device(self, path: str, mode: int, major: int, minor: int, uid: int, gid: int) -> None:
+    def _device(self, dev: Slot, path: str, mode: int, major: int, minor: int, uid: int, gid: int) -> None:
         script, done = self.script, Label()
         script.doing = f"making {path}"
         if self.own_user:  # no device can be made in a user namespace: the host's, then
@@ -318,11 +319,13 @@ class Mounts:
             script.bind(skip)
             return
         folder, name = os.path.split(path)
-        parent = self.resolve(folder, True)
+        parent = dev if folder == "/dev" else self.resolve(folder, True)
         script.call("mknodat", parent, name, mode, os.makedev(major, minor), on={EEXIST: done})
-        script.call("fchownat", parent, name, uid, gid, 0x100)  # AT_SYMLINK_NOFOLLOW
+        if uid or gid:
+            script.call("fchownat", parent, name, uid, gid, 0x100)  # AT_SYMLINK_NOFOLLOW
         script.bind(done)
-        script.call("close", parent)
+        if parent is not dev:
+            script.call("close", parent)
 
     def protect(self) -> None:
         """Paths that are read-only or not to be seen; then the root itself."""

@@ -14,7 +14,7 @@ from errno import EPERM
 from hostel.base.errors import ContainerError
 from hostel.containers import dialogue
 from hostel.containers.spec import NAMESPACES
-from hostel.containers.stage import ANY, NR, Label, Script
+from hostel.containers.stage import ANY, NR, Label, Script, to_keep
 
 NR["clone3"] = 435
 _NS_GET_NSTYPE = 0xB703
@@ -31,7 +31,7 @@ class Namespaces:
         for namespace in (config.get("linux") or {}).get("namespaces") or []:
             kind, path = namespace["type"], namespace.get("path")
             if path:
-                self.joined.append((kind, _open(kind, path)))
+                self.joined.append((kind, to_keep(_open(kind, path))))
             else:
                 self.new.add(kind)
 

@@ -45,6 +45,8 @@ COMMANDS: "dict[str, tuple[tuple, str, str]]" = {
     "events": ((("interval", "", True), ("stats", "", False)), "ID", "print what it uses, and when memory runs out"),
     "list": ((("format", "f", True), ("quiet", "q", False)), "", "list the containers"),
     "spec": ((("bundle", "b", True), ("rootless", "", False)), "", "write a config.json to begin with"),
+    "helper": ((("socket", "", True),), "", "stay, and do launchers' commands without a start of Python"),
+    "launcher": ((("socket", "", True),), "FILE", "write a program that has a helper do its commands, for --runtime"),
     "features": ((), "", "print what this runtime can, as JSON"),
 }  # fmt: skip
 _GLOBAL = (
@@ -519,6 +521,20 @@ def _features(runtime, chosen, words, options):  # type: ignore[no-untyped-def]
     from hostel.containers import fastjson, features
 
     print(fastjson.dumps(features.features(), indent=True))
+    return 0
+
+
+def _helper(runtime, chosen, words, options):  # type: ignore[no-untyped-def]
+    from hostel.containers import helper
+
+    helper.serve(chosen.get("socket") or helper.place())
+    return 0
+
+
+def _launcher(runtime, chosen, words, options):  # type: ignore[no-untyped-def]
+    from hostel.containers import helper
+
+    helper.write_launcher(words[0], os.path.abspath(chosen.get("socket") or helper.place()))
     return 0
 
 

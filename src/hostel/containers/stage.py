@@ -15,8 +15,13 @@ import os
 import struct
 from errno import EIO
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 OPS, DATA, TEXT = 0x1000_0000, 0x2000_0000, 0x40_0000  # where the parts of the program are
-_OP = struct.Struct("<14q")
+_FIELDS = 14          # of an operation, 8 bytes each
+_SIZE = 8 * _FIELDS
 _PAGE = 4096
 ANY = -1  # in ``on``: any errno
 _SET, _TEST, _COPY, _FAULT = -1, -2, -3, -4  # operations that aren't system calls
@@ -126,6 +131,31 @@ _BRANCH = {"js": "0f88", "je": "0f84", "jae": "0f83", "jne": "0f85", "jmp": "e9"
 fault: int | None = None
 
 
+# In a helper's fork: who starts programs in our place; its ``first`` is the least number of a descriptor to keep.
+elsewhere: "Any" = None
+
+
+def to_keep(fd: int) -> int:
+    """The descriptor by a number that it can have in the program, too."""
+    if elsewhere is None or fd >= elsewhere.first:
+        return fd
+    import fcntl
+
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, elsewhere.first)
+    os.close(fd)
+    return moved
+
+
+def reap(pid: int) -> int:
+    """A program's status, 0 where it is another's child."""
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        if elsewhere is None:
+            raise
+        return 0
+
+
 def _machine_code() -> bytes:
     """``CODE`` with its branches."""
     rows: list[tuple[bytes, str]] = []
@@ -173,9 +203,11 @@ class Script:
 
     def __init__(self, report: int, status: int = 1):
         self.data = bytearray(struct.pack("<qqqq", 0, 0, report, status))
-        self._ops: list[tuple[int, list[int], int, Label | None, Label | None, tuple[tuple[int, Label], ...]]] = []
+        self._flat: list[int] = []                      # operations, _FIELDS numbers each
+        self._later: list[tuple[int, Label]] = []       # where in them an operation's address is missing
         self._what: list[str] = []
         self._strings: dict[bytes, int] = {}
+        self._constants: dict[bytes, int] = {}
         self.doing = ""  # what the operations that follow are for, as errors have it
 
     def place(self, content: bytes, align: int = 8) -> int:
@@ -183,6 +215,13 @@ class Script:
         self.data += bytes(-len(self.data) % align)
         address = DATA + len(self.data)
         self.data += content
+        return address
+
+    def constant(self, content: bytes) -> int:
+        """The same where nothing changes it: once for all that are alike."""
+        address = self._constants.get(content)
+        if address is None:
+            address = self._constants[content] = self.place(content)
         return address
 
     def text(self, value: str | bytes) -> int:
@@ -201,66 +240,83 @@ class Script:
         return self.place(b"".join(struct.pack("<q", self.text(value)) for value in values) + bytes(8))
 
     def bind(self, label: Label) -> None:
-        label.index = len(self._ops)
+        label.index = len(self._what)
 
     def __len__(self) -> int:
-        return len(self._ops)
+        return len(self._what)
 
-    def _argument_address(self, number: int) -> int:
-        return OPS + len(self._ops) * _OP.size + 8 + 8 * number
-
-    def _append(
-        self, nr: int, args: list[int], to: int = 0, label: Label | None = None, zero: Label | None = None,
-        on: tuple[tuple[int, Label], ...] = (), what: str = "",
-    ) -> None:  # fmt: skip
-        self._ops.append((nr, args + [0] * (6 - len(args)), to, label, zero, on))
-        self._what.append(what or self.doing)
+    def _append(self, nr: int, a0: int, a1: int, a2: int = 0, label: Label | None = None) -> None:
+        """One without system call; ``label``: where it goes on."""
+        self._what.append(self.doing)
+        if label:
+            self._later.append((len(self._flat) + 8, label))
+        self._flat += (nr, a0, a1, a2, 0, 0, 0, 0, OPS + len(self._what) * _SIZE, 0, 0, 0, 0, 0)
 
     def call(
         self, name: str, *args: Argument, to: Slot | None = None, zero: Label | None = None,
         on: dict[int, Label] | None = None, what: str = "",
     ) -> None:  # fmt: skip
         """A system call. Strings are passed by address; ``what`` says in an error what it was for."""
-        slots = [(number, arg) for number, arg in enumerate(args) if isinstance(arg, Slot)]
-        values = [0 if isinstance(arg, Slot) else arg if isinstance(arg, int) else self.text(arg) for arg in args]
-        for position, (number, arg) in enumerate(slots):
-            target = self._argument_address(number) + (len(slots) - position) * _OP.size
-            self._append(_COPY, [target, arg.address])
-        self._append(NR[name], values, to.address if to else 0, None, zero, tuple((on or {}).items()), what)
+        values = [NR[name], 0, 0, 0, 0, 0, 0]
+        slots: list[tuple[int, Slot]] = []
+        for number, arg in enumerate(args, 1):
+            if isinstance(arg, int):
+                values[number] = arg
+            elif isinstance(arg, Slot):
+                slots.append((number, arg))
+            else:
+                values[number] = self.text(arg)
+        operation = OPS + (len(self._what) + len(slots)) * _SIZE
+        for number, slot in slots:
+            self._append(_COPY, operation + 8 * number, slot.address)
+        flat = self._flat
+        start = len(flat)
+        flat += values
+        flat += (to.address if to else 0, operation + _SIZE, 0, 0, 0, 0, 0)
+        self._what.append(what or self.doing)
+        if zero:
+            self._later.append((start + 9, zero))
+        if on:
+            at = start + 10
+            for errno, label in on.items():
+                flat[at] = errno
+                self._later.append((at + 1, label))
+                at += 2
 
     def set(self, address: int, value: int) -> None:
-        self._append(_SET, [address, value])
+        self._append(_SET, address, value)
 
     def copy(self, address: int, slot: Slot) -> None:
-        self._append(_COPY, [address, slot.address])
+        self._append(_COPY, address, slot.address)
 
     def test(self, address: int, mask: int, value: int, otherwise: Label | None = None, what: str = "") -> None:
         """Go on where the 8 bytes at the address, masked, are the value; ``otherwise``, or fail."""
-        if mask >= 1 << 63:
-            mask -= 1 << 64
-        self._append(_TEST, [address, mask, value], on=((_FALSE, otherwise),) if otherwise else (), what=what)
+        self._append(_TEST, address, mask - (1 << 64) if mask >= 1 << 63 else mask, value)
+        if what:
+            self._what[-1] = what
+        if otherwise:
+            self._flat[-4] = _FALSE
+            self._later.append((len(self._flat) - 3, otherwise))
 
     def jump(self, label: Label) -> None:
-        self._append(_SET, [_REPORT, 0], label=label)
+        self._append(_SET, _REPORT, 0, label=label)
 
     def explain(self, operation: int, result: int) -> str:
         """What failed and why, from a report."""
-        number = (operation - OPS) // _OP.size
+        number = (operation - OPS) // _SIZE
         what = self._what[number] if 0 <= number < len(self._what) else "the container's start"
         return what if -result == _FALSE else f"{what}: {os.strerror(-result)}"
 
     def program(self) -> bytes:
         """The ELF program."""
         code = _machine_code()
-        ops = bytearray()
-        for index, (nr, args, to, label, zero, on) in enumerate(self._ops):
-            if index == fault:
-                nr = _FAULT
-            handlers = [0, 0, 0, 0]
-            for position, (errno, place) in enumerate(on):
-                handlers[2 * position: 2 * position + 2] = [errno, self._at(place)]
-            after = self._at(label) if label else OPS + (index + 1) * _OP.size
-            ops += _OP.pack(nr, *args, to, after, self._at(zero) if zero else 0, *handlers)
+        flat = self._flat
+        for at, label in self._later:
+            assert label.index is not None, "a jump to a label that was never bound"
+            flat[at] = OPS + label.index * _SIZE
+        if fault is not None and fault < len(self._what):
+            flat[fault * _FIELDS] = _FAULT
+        ops = struct.pack(f"<{len(flat)}q", *flat)
         header = 64 + 4 * 56
         text_at = header
         ops_at = -(-(text_at + len(code)) // _PAGE) * _PAGE
@@ -281,10 +337,6 @@ class Script:
         out += bytes(data_at - len(out))
         out += self.data
         return bytes(out)
-
-    def _at(self, label: Label) -> int:
-        assert label.index is not None, "a jump to a label that was never bound"
-        return OPS + label.index * _OP.size
 
 
 _MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_EXEC = 1, 2, 16
@@ -312,9 +364,17 @@ def memfd(content: bytes, executable: bool = False) -> int:
     return fd
 
 
-def launch(script: Script, keep: list[int], stdio: "tuple[int, int, int] | None" = None) -> int:
-    """Start the script's program as a child, with the standard descriptors and ``keep``; its process ID."""
+def launch(
+    script: Script, keep: list[int], stdio: "tuple[int, int, int] | None" = None, here: bool = False
+) -> int:
+    """Start the script's program as a child, with the standard descriptors and ``keep``; its process ID. In a helper
+    (``elsewhere``) it is a launcher's child, unless it is to be ``here``."""
     fd = memfd(script.program(), executable=True)
+    if elsewhere is not None and not here:
+        try:
+            return elsewhere(fd, keep)
+        finally:
+            os.close(fd)
     try:
         for kept in keep:
             os.set_inheritable(kept, True)
