@@ -12,9 +12,11 @@ import struct
 import sys
 
 from hostel.base.errors import ContainerError, UsageError
+from hostel.base.linux import prctl
 
 _REQUEST_MAX = 65536
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+_WAITING = 2  # forks that wait for launchers
 _FIRST = 200  # a container's processes have descriptors from here on, above those that a launcher receives
 
 
@@ -93,29 +95,39 @@ def serve(path: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     gc.collect()
     gc.freeze()
+    reader, writer = os.pipe()
     try:
-        while True:
-            connection, _ = listener.accept()
-            if _code() != code:
-                connection.recv(_REQUEST_MAX)
-                connection.send(b"n")
-                return
-            if os.fork() == 0:
-                listener.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                try:
-                    _answer(connection)
-                finally:
-                    os._exit(0)
-            connection.close()
+        for _ in range(_WAITING):
+            _fork(listener, writer, code)
+        while os.read(reader, 1) == b"+":  # one of them has got something to do
+            _fork(listener, writer, code)
     except KeyboardInterrupt:
+        pass
+    os.unlink(path)
+
+
+def _fork(listener: socket.socket, writer: int, code: tuple) -> None:
+    """One that waits for a launcher: nobody has to wait for the fork."""
+    import signal
+
+    parent = os.getpid()
+    if os.fork():
         return
+    try:
+        prctl.end_with_parent(parent)
+        connection, _ = listener.accept()
+        listener.close()
+        changed = _code() != code
+        prctl.outlive_parent()
+        os.write(writer, b"-" if changed else b"+")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if changed:
+            connection.recv(_REQUEST_MAX)
+            connection.send(b"n")
+        else:
+            _answer(connection)
     finally:
-        if os.getpid() == _PID[0]:
-            os.unlink(path)
-
-
-_PID = [os.getpid()]
+        os._exit(0)
 
 
 def _code() -> tuple:

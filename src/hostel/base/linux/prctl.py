@@ -31,6 +31,11 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def outlive_parent() -> None:
+    """What ``end_with_parent`` said holds no longer."""
+    syscall(_PRCTL, _PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def set_name(name: str) -> None:
     """The calling thread's name, of which the kernel keeps 15 bytes."""
     syscall(_PRCTL, _PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0)
