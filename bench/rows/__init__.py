@@ -7,6 +7,7 @@ from bench.row import Group
 from bench.rows import (
     boot,
     compute,
+    container_engine,
     debian,
     debian_disk,
     disks,
@@ -58,6 +59,7 @@ SUITES: dict[str, dict[str, Group]] = {
     },
     "containers": {
         "oci-images": Group(tuple(oci_images.ROWS)),
+        "container-engine": Group(tuple(container_engine.ROWS)),
     },
 }
 
