@@ -9,7 +9,6 @@ A VM that belongs to its starter has a leash, a pipe that only the starter's end
 starter ends the VM.
 """
 
-import contextlib
 import json
 import os
 import select
