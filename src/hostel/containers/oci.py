@@ -308,6 +308,8 @@ def _exec(runtime, chosen, words, options):  # type: ignore[no-untyped-def]
 
     if chosen.get("pidfd-socket"):
         raise UsageError("--pidfd-socket isn't supported")
+    if chosen.get("cgroup"):
+        raise UsageError("--cgroup isn't supported: a process is in its container's cgroup")
     state = runtime.load(words[0])
     if chosen.get("process"):
         with open(chosen["process"], "rb") as file:

@@ -265,7 +265,7 @@ class Runtime:
 
     def exec(
         self, id: str, config: dict, *, console_socket: "str | int | None" = None, pid_file: str | None = None,
-        preserve_fds: int = 0, stdio: "tuple[int, int, int] | None" = None, cgroup: str | None = None,
+        preserve_fds: int = 0, stdio: "tuple[int, int, int] | None" = None,
         ignore_paused: bool = False,
     ) -> int:  # fmt: skip
         """Another process in a running container; ``config`` is one of ``process``. Its ID; it is our child."""
