@@ -229,7 +229,7 @@ class Container:
 
     def kill(self) -> None:
         """End it at once, and also a monitor that doesn't answer."""
-        self._end("quit", {}, 10.0)
+        self._end("quit", {}, 3.0)
 
     def rm(self, force: bool = False) -> None:
         """Remove the container and its files; a running one only with ``force``."""
@@ -291,8 +291,10 @@ class Container:
             with Connection(self.folder) as connection:
                 connection.call(method, timeout=timeout, **params)
                 connection.call("wait", timeout=timeout)
-        except (MachineError, TimeoutError):
+        except MachineError:
             pass
+        except TimeoutError:
+            launch.kill(self._folder)
         if not self._folder.wait_free(5.0):
             launch.kill(self._folder)
 
