@@ -25,10 +25,15 @@ def mask(names: list[str], which: str) -> int:
     return bits
 
 
+_last: list[int] = []
+
+
 def last() -> int:
     """The highest number that this kernel knows."""
-    try:
-        with open("/proc/sys/kernel/cap_last_cap") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return len(NAMES) - 1
+    if not _last:
+        try:
+            with open("/proc/sys/kernel/cap_last_cap") as file:
+                _last.append(int(file.read()))
+        except (OSError, ValueError):
+            return len(NAMES) - 1
+    return _last[0]

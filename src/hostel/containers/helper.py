@@ -3,7 +3,7 @@
 ``hostel-oci helper`` is it, in the foreground; it serves the user that it was started by, at the socket of ``place``.
 Who asks is looked at by the kernel's word: the same user with the same capabilities, in the same namespaces, cgroups
 and root as the helper; else it does the command itself. What it may inherit to a container isn't the helper's: the
-launcher starts the container's processes. The helper ends when a file that it has imported has changed.
+launcher starts the container's processes. The helper ends after a command if a file that it has imported has changed.
 """
 
 import os
@@ -63,6 +63,7 @@ def serve(path: str) -> None:
     import signal
 
     from hostel.containers import (  # noqa: F401 - what a command would import
+        capabilities,
         cgroups,
         console,
         copyup,
@@ -93,8 +94,10 @@ def serve(path: str) -> None:
     listener.listen(128)
     code = _code()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    capabilities.last()
     gc.collect()
     gc.freeze()
+    gc.disable()
     reader, writer = os.pipe()
     try:
         for _ in range(_WAITING):
@@ -117,15 +120,13 @@ def _fork(listener: socket.socket, writer: int, code: tuple) -> None:
         prctl.end_with_parent(parent)
         connection, _ = listener.accept()
         listener.close()
-        changed = _code() != code
         prctl.outlive_parent()
-        os.write(writer, b"-" if changed else b"+")
+        os.write(writer, b"+")
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if changed:
-            connection.recv(_REQUEST_MAX)
-            connection.send(b"n")
-        else:
-            _answer(connection)
+        _answer(connection)
+        connection.close()
+        if _code() != code:  # looked at when nobody waits any more: the next command is done without us
+            os.write(writer, b"-")
     finally:
         os._exit(0)
 
