@@ -101,6 +101,7 @@ def _run(state, cgroup, config, console, preserved, stdio, opened, pids):  # typ
         from hostel.containers import console as terminal
 
         terminal.take(script, terminal.make_inside(script, connection, config))
+    stage.closed_gaps(script, [theirs, *range(3, 3 + preserved)])  # as in ``runtime``
     process.tune(script, config, state.config["linux"].get("personality"))
 
     def install() -> None:

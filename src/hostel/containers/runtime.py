@@ -420,10 +420,12 @@ class _Creation:
         if self.console is not None:
             console = self.fd(_connect(self.console) if isinstance(self.console, str) else os.dup(self.console))
         insides = self._inside_hooks()
+        inner = [theirs, fifo, *range(3, 3 + self.preserved)]
         if "startContainer" in insides:
             path = f"{self.folder}/hooks.fifo"
             os.mkfifo(path, 0o600)
             hooked = self.fd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            inner += [hooked, *insides["startContainer"].fds]
         for fd in (fd for _, fd in spaces.joined):
             self.keep.append(fd)
         script.call("prctl", 15, self.name)  # PR_SET_NAME
@@ -471,6 +473,7 @@ class _Creation:
         world.enter(self.no_pivot)
         if slave is not None:
             terminal.take(script, slave)
+        stage.closed_gaps(script, inner)  # before a path of the image's is looked up: /proc/self/fd/N/.. leads out
         process.tune(script, self.process, linux.get("personality"))
 
         def install() -> None:
