@@ -179,3 +179,17 @@ def test_an_oci_image_in_a_vm(box_and_micro, tmp_path):
     vm.start()
     assert vm.exec(["cat", "/tmp/in"]).stdout == "shared"
     vm.rm(force=True)
+
+
+def test_a_fork_of_an_oci_image_s_vm_has_an_address_of_its_own(box_and_micro):
+    from hostel.client.oci_vm import OciImage
+
+    Network.create("lab")
+    image = OciImage(box_and_micro, command=["sleep", "1000"])
+    with VM.run(name="first", oci=image, networks=["lab"]) as vm:
+        look = "until ip -4 addr show eth0 | grep 'inet '; do sleep 0.1; done"
+        before = vm.exec(["sh", "-c", look]).stdout.split()[1]
+        with vm.fork() as copies:
+            script = f"until ip -4 addr show eth0 | grep 'inet ' | grep -v {before}; do sleep 0.1; done; hostname"
+            after = copies[0].exec(["sh", "-c", script], timeout=60).stdout.split()
+            assert after[1] != before and after[-1] == copies[0].name

@@ -42,7 +42,7 @@ from hostel.images.tiny import (
 )
 
 READ, WRITE, OPEN, CLOSE, IOCTL, DUP2, SOCKET, CLONE, EXECVE = 0, 1, 2, 3, 16, 33, 41, 56, 59
-EXIT, KILL, SETSID, SETHOSTNAME, CLOCK_SETTIME, CLOCK_GETTIME = 60, 62, 112, 170, 227, 228
+EXIT, KILL, SETSID, CHROOT, SETHOSTNAME, CLOCK_SETTIME, CLOCK_GETTIME = 60, 62, 112, 161, 170, 227, 228
 
 ENOENT, EINTR, ENODEV, EINVAL, ENODATA = 2, 4, 19, 22, 61
 O_RDONLY, O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_CLOEXEC = 0, 1, 2, 0x40, 0x200, 0x80000
@@ -419,7 +419,9 @@ def forget_lease() -> int:
 
 
 def restart_client() -> int:
-    """Where the card has a DHCP client of the agent's, another one takes its place."""
+    """Where the card has a DHCP client of the agent's, another one takes its place: in the initramfs, if the root is
+    another image's (agent_root). We have nothing else to do later."""
+    syscall(CHROOT, text("/dev/.hostel"))
     append(append(CLIENT, text("/run/udhcpc.")), CARD_NAME)
     if read_text(CLIENT, LINE, 16) <= 0:
         return 0

@@ -10,7 +10,7 @@ from hostel.images.tiny import buffer, store64, syscall, text
 
 WRITE, OPEN, CLOSE, NANOSLEEP, CHDIR, MKDIR, CHROOT, MOUNT = 1, 2, 3, 35, 80, 83, 161, 165
 O_WRONLY_CREAT, O_EXCL, O_CLOEXEC = 0x41, 0x80, 0x80000
-MS_BIND_REC, MS_NOSUID_NODEV = 0x5000, 6
+MS_BIND, MS_BIND_REC, MS_NOSUID_NODEV = 0x1000, 0x5000, 6
 ENOENT, ENXIO = 2, 6
 ROOT_DEVICE = buffer(64)
 ROOT_PAUSE = buffer(16)
@@ -41,6 +41,8 @@ def enter_root(name: int, host: int) -> int:
     bind(text("/sys"), text("/oci/sys"))
     syscall(MKDIR, text("/oci/dev"), 0o755)
     bind(text("/dev"), text("/oci/dev"))
+    syscall(MKDIR, text("/dev/.hostel"), 0o700)  # the way back, for who starts a DHCP client anew
+    syscall(MOUNT, text("/"), text("/oci/dev/.hostel"), 0, MS_BIND, 0)
     syscall(MOUNT, text("shm"), text("/oci/dev/shm"), text("tmpfs"), MS_NOSUID_NODEV, text("mode=1777"))
     syscall(MKDIR, text("/oci/tmp"), 0o1777)
     syscall(MKDIR, text("/oci/run"), 0o755)
