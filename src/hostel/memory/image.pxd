@@ -5,6 +5,10 @@ from hostel.memory.ram cimport Ram, Slot
 cdef extern from "<unistd.h>" nogil:
     ssize_t write_fd "write"(int fd, const void* data, size_t length)
 
+cdef extern from "<fcntl.h>" nogil:
+    enum: SYNC_FILE_RANGE_WRITE
+    int sync_file_range(int fd, int64_t offset, int64_t length, unsigned int flags)
+
 # As in a file of runs: little-endian, no padding ("<QIIQ")
 cdef struct Run:
     uint64_t first        # guest page: guest-physical address >> 12

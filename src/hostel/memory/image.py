@@ -250,6 +250,8 @@ class _Writer:
         self.digests.append(digest(memoryview(self.piece)[:length]))
         with cython.nogil:
             failed: cython.int = self.put(self.buffer, length)
+            # The disk begins now: whoever waits for the whole file (fsync) waits for the rest only.
+            sync_file_range(self.fd, (self.pages << 12) - length, length, SYNC_FILE_RANGE_WRITE)
         if failed:
             raise OSError(failed, os.strerror(failed))
         self.filled = 0
