@@ -1,9 +1,16 @@
 """Ways out of a container, a second look; docs/security.md lists them."""
 
+import ctypes
+import os
 import shutil
+import stat
+import time
 
+import pytest
 from tests.containers.bundles import busybox
 from tests.containers.test_escapes import everything
+
+from hostel.containers import engine
 
 HIGHEST = 40  # descriptors that a starting container could have
 
@@ -29,3 +36,65 @@ def test_the_hosts_programs_through_a_descriptor(oci, bundle, tmp_path):
     done = oci("exec", "--env", f"PATH={paths}", "box", "sh", "-c", attack, check=False)
     assert victim.read_bytes() == before
     assert done.returncode != 0 and "executable file not found in $PATH" in done.stderr, done
+
+
+def usual(bundle):
+    """What an engine's container has."""
+    for name in ("bounding", "effective", "permitted"):
+        bundle.config["process"]["capabilities"][name] = list(engine.CAPABILITIES)
+    bundle.config["root"]["readonly"] = False
+
+
+@pytest.fixture
+def null(tmp_path):
+    """A /dev/null of the host's, to be spoilt."""
+    path = tmp_path / "null"
+    os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    path.chmod(0o666)
+    with open(path, "r+b", buffering=0) as file:
+        yield file
+
+
+def test_the_hosts_null_is_out_of_reach(oci, bundle, null):
+    """A container whose input is /dev/null has a descriptor of the host's, by which root changes its mode and owner."""
+    usual(bundle)
+    attack = "chmod 600 /proc/self/fd/0; chown 5 /proc/self/fd/0; cat; stat -c '%a %u %t:%T' /dev/stdin -L"
+    done = oci.run(bundle.script(attack), "first", stdin=null)
+    assert done.stdout == "600 5 1:3\n"  # its own
+    oci.detached(bundle.script("sleep 1000"))
+    assert oci("exec", "box", "sh", "-c", attack, stdin=null).stdout == "600 5 1:3\n"
+    oci("exec", "box", "sh", "-c", "rm /dev/null; echo text > /dev/null")
+    done = oci("exec", "box", "sh", "-c", attack, stdin=null, check=False)
+    assert done.returncode != 0 and "the container's /dev/null is another file" in done.stderr
+    found = os.fstat(null.fileno())
+    assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o666, 0)
+
+
+def test_a_device_in_place_of_the_users_file(oci, bundle, tmp_path):
+    """The container may make devices, though not open them: the runtime, which may, is not to open one for it."""
+    usual(bundle)
+    oci.detached(bundle.script("rm /etc/passwd; mknod /etc/passwd c 1 5; sleep 1000"))
+    passwd = bundle.rootfs / "etc/passwd"
+    until = time.monotonic() + 10
+    while not (passwd.exists() and passwd.is_char_device()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert passwd.is_char_device()
+    opened = []
+    watch = inotify(passwd)
+    try:
+        assert oci("exec", "--user", "1000", "box", "sh", "-c", "echo $HOME").stdout == "/\n"
+        assert engine.read_below(bundle.rootfs, "etc/passwd", 100) == b""
+        opened = os.read(watch, 4096)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(watch)
+    assert not opened
+
+
+def inotify(path):
+    """A descriptor that tells when the file is opened."""
+    library = ctypes.CDLL(None, use_errno=True)
+    fd = library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    assert fd >= 0 and library.inotify_add_watch(fd, os.fsencode(path), 0x20) >= 0
+    return fd

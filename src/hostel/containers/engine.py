@@ -16,6 +16,7 @@ from typing import Any
 from hostel.base import paths
 from hostel.base.errors import ContainerError, HostelError, MachineError
 from hostel.base.linux import openat2
+from hostel.containers.process import read_file
 from hostel.containers.runtime import ENDS_WITH_PARENT, Runtime
 from hostel.containers.store import Folder
 from hostel.spec.container import LIVE, ContainerSpec, ContainerState
@@ -350,13 +351,11 @@ def read_below(root: Path, path: str, limit: int) -> bytes:
     """A regular file of the image's, as the container will see it; empty where there is none."""
     folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fd = openat2.beneath(folder, path.encode(), os.O_RDONLY | os.O_NONBLOCK)
+        return read_file(openat2.beneath(folder, path.encode(), os.O_PATH), limit)
     except OSError:
         return b""
     finally:
         os.close(folder)
-    with open(fd, "rb") as file:
-        return file.read(limit) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
 
 
 def exec_process(folder: Folder, params: dict[str, Any]) -> dict[str, Any]:

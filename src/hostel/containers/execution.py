@@ -102,6 +102,7 @@ def _run(state, cgroup, config, console, preserved, stdio, opened, pids):  # typ
 
         terminal.take(script, terminal.make_inside(script, connection, config))
     stage.closed_gaps(script, [theirs, *range(3, 3 + preserved)])  # as in ``runtime``
+    process.own_null(script)
     process.tune(script, config, state.config["linux"].get("personality"))
 
     def install() -> None:

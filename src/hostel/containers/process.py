@@ -5,6 +5,7 @@ away; the filter last where ``noNewPrivileges`` allows that, else while there st
 """
 
 import os
+import stat
 import struct
 from errno import EACCES, EINVAL, ENOENT, EPERM
 
@@ -18,6 +19,7 @@ _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 2
 _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 _UNLIMITED = (1 << 64) - 1
 _CAPABILITY_VERSION_3 = 0x20080522
+_ST_MODE, _ST_RDEV = 24, 40  # in struct stat
 _POLICIES = {
     "SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_IDLE": 5,
     "SCHED_DEADLINE": 6, "SCHED_ISO": 4,
@@ -200,6 +202,25 @@ def _directory(script: Script, cwd: str) -> None:
     script.test(buffer, 0xFF, ord("/"), what=f"the working directory {cwd} isn't inside the container")
 
 
+def own_null(script: Script) -> None:
+    """Standard descriptors that are the host's /dev/null become the container's: by ``/proc/self/fd/0`` its root could
+    change the mode and owner of the host's."""
+    script.doing = "the container's /dev/null"
+    status, null = script.place(bytes(144)), script.slot()
+    for number in range(3):
+        other = Label()
+        script.call("fstat", number, status, on={ANY: other})
+        script.test(status + _ST_MODE, 0xF000, stat.S_IFCHR, other)
+        script.test(status + _ST_RDEV, -1, os.makedev(1, 3), other)
+        script.call("openat", -100, "/dev/null", 0x80102, 0, to=null)  # O_RDWR, O_NOCTTY, O_CLOEXEC
+        script.call("fstat", null, status)
+        for place, mask, value in ((_ST_MODE, 0xF000, stat.S_IFCHR), (_ST_RDEV, -1, os.makedev(1, 3))):
+            script.test(status + place, mask, value, what="the container's /dev/null is another file")
+        script.call("dup2", null, number)
+        script.call("close", null)
+        script.bind(other)
+
+
 def find_program(script: Script, process: dict) -> Slot:
     """The program's path, looked for as its user in the container; the address of its name is kept."""
     name = process["args"][0]
@@ -266,11 +287,7 @@ def home(root: str, uid: int) -> str | None:
     except OSError:
         return None
     try:
-        fd = os.open("passwd", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-        try:
-            text = os.read(fd, 1 << 20)
-        finally:
-            os.close(fd)
+        text = read_file(os.open("passwd", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder), 1 << 20)
     except OSError:
         return None
     finally:
@@ -282,3 +299,20 @@ def home(root: str, uid: int) -> str | None:
     return None
 
 
+
+
+def read_file(path: int, limit: int) -> bytes:
+    """The content of a container's file by its path's descriptor, which is closed; empty where it is no regular file.
+
+    A device would be opened with the host's rights, and for a watchdog or a tape the opening alone does something.
+    """
+    try:
+        if not stat.S_ISREG(os.fstat(path).st_mode):
+            return b""
+        fd = os.open(f"/proc/self/fd/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, limit)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(path)

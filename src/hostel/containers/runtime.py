@@ -474,6 +474,7 @@ class _Creation:
         if slave is not None:
             terminal.take(script, slave)
         stage.closed_gaps(script, inner)  # before a path of the image's is looked up: /proc/self/fd/N/.. leads out
+        process.own_null(script)
         process.tune(script, self.process, linux.get("personality"))
 
         def install() -> None:
