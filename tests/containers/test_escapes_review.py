@@ -98,3 +98,22 @@ def inotify(path):
     fd = library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     assert fd >= 0 and library.inotify_add_watch(fd, os.fsencode(path), 0x20) >= 0
     return fd
+
+
+def test_a_masked_file_is_not_the_hosts_null_to_change(oci, bundle):
+    """What covers masked files is the host's /dev/null, whose mode and owner stay."""
+    usual(bundle)
+    before = os.stat("/dev/null")
+    masked = "/proc/keys"
+    bundle.config["linux"]["maskedPaths"] = [masked]
+    try:
+        done = oci.run(
+            bundle.script(f"cat {masked}; echo x > {masked} && echo fine; chmod 600 {masked}; chown 5 {masked}"),
+            check=False,
+        )
+        after = os.stat("/dev/null")
+    finally:
+        os.chmod("/dev/null", stat.S_IMODE(before.st_mode))
+        os.chown("/dev/null", before.st_uid, before.st_gid)
+    assert (after.st_mode, after.st_uid) == (before.st_mode, before.st_uid)
+    assert done.stdout == "fine\n" and done.stderr.count("Read-only file system") == 2, done

@@ -312,6 +312,7 @@ class Mounts:
             tree, skip = script.slot(), Label()
             optional = path.removeprefix("/dev/") in [name for name, _, _ in DEVICES]
             script.call("open_tree", _CWD, path, _CLONE | _CLOEXEC, to=tree, on={ENOENT: skip} if optional else None)
+            self._attributes(tree, options.ATTR_RDONLY, 0)  # its owner and mode; it is written to all the same
             target = self.resolve(path, False)
             script.call("move_mount", tree, "", target, "", _BY_FD)
             script.call("close", target)
@@ -354,6 +355,7 @@ class Mounts:
             script.bind(file)
             script.call("openat2", self.root, inside, self._how(_PATH), 24, to=fd, on={ENOENT: skip, ENOTDIR: skip})
             script.call("open_tree", _CWD, "/dev/null", _CLONE | _CLOEXEC, to=tree)
+            self._attributes(tree, options.ATTR_RDONLY, 0)  # or its root could change the mode of the host's
             script.call("move_mount", tree, "", fd, "", _BY_FD)
             script.call("close", tree)
             script.bind(done)
