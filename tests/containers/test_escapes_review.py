@@ -5,11 +5,15 @@ import os
 import shutil
 import stat
 import time
+from pathlib import Path
 
 import pytest
 from tests.containers.bundles import busybox
 from tests.containers.test_escapes import everything
 
+from hostel.base.errors import ContainerError
+from hostel.cli.main import main
+from hostel.client.container import Container
 from hostel.containers import engine
 
 HIGHEST = 40  # descriptors that a starting container could have
@@ -117,3 +121,37 @@ def test_a_masked_file_is_not_the_hosts_null_to_change(oci, bundle):
         os.chown("/dev/null", before.st_uid, before.st_gid)
     assert (after.st_mode, after.st_uid) == (before.st_mode, before.st_uid)
     assert done.stdout == "fine\n" and done.stderr.count("Read-only file system") == 2, done
+
+
+def test_users_that_are_no_numbers(tmp_path):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text(f"x:x:{'9' * 5000}:0::/:/bin/sh\nu:x:5:6::/u:/bin/sh\n")
+    (tmp_path / "etc/group").write_text("a:x:99999999999:u\nb:x:7:u\nc:x:²:u\n")
+    assert engine.find_user(tmp_path, "u") == {"uid": 5, "gid": 6, "groups": [7], "home": "/u"}
+    for text in ("x", "9" * 5000, "u:" + "9" * 5000, "2147483648", "²"):
+        with pytest.raises(ContainerError):
+            engine.find_user(tmp_path, text)
+
+
+def test_words_of_an_image_dont_steer_the_terminal(box, capfd):
+    """An image says what its user is, and an error repeats it; here by the option that takes its place."""
+    words = ["run", "--isolation", "container", "--network", "none", "--user", "no\x1b]0;title\x07such", box]
+    assert main(words) != 0
+    said = capfd.readouterr().err
+    assert "the image has no user 'no?]0;title?such'" in said and "\x1b" not in said
+
+
+def test_a_process_by_the_number_of_an_earlier_one(box):
+    """Process numbers come around: a command by the number of one of hostel's own earlier ones isn't taken for it."""
+    where = Path("/proc/sys/kernel/ns_last_pid")
+    if not os.access(where, os.W_OK):
+        pytest.skip(f"needs root, and {where}")
+    with Container.run(box, command=["sleep", "1000"], detach=True, networks=["none"]) as container:
+        before = where.read_text()
+        try:
+            for distance in range(6):
+                where.write_text(str(31000 - distance))
+                assert container.exec(["sh", "-c", "sleep 0.02; echo fine"]).stdout == "fine\n"
+        finally:
+            where.write_text(before)
+        container.rm(force=True)

@@ -135,7 +135,9 @@ def _report(error: Exception) -> int:
         message, status = str(error), error.status
     else:
         message, status = f"internal error: {type(error).__name__}: {error} (HOSTEL_DEBUG=1 shows where)", 125
-    print("hostel: " + " ".join(message.split()), file=sys.stderr)
+    # An image's or a registry's words in it may not steer the terminal.
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    print(f"hostel: {text}", file=sys.stderr)
     return status
 
 

@@ -22,6 +22,7 @@ from hostel.containers.store import Folder
 from hostel.spec.container import LIVE, ContainerSpec, ContainerState
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MAX_ID = (1 << 31) - 1
 INIT = "/.hostel-init"         # where --init's program is in the container
 PERIOD = 100_000               # µs of a CPU quota's period
 # What programs in containers are used to having (the usual engines' set).
@@ -321,8 +322,10 @@ def user_mappings() -> dict[str, Any]:
 def find_user(root: Path, text: str) -> dict[str, Any]:
     """uid, gid, further groups and home of USER[:GROUP]; ``ContainerError`` where the image has no such name."""
     name, colon, group = text.partition(":")
-    users = [row for row in _rows(root, "passwd") if len(row) >= 6 and row[2].isdecimal() and row[3].isdecimal()]
-    groups = [row for row in _rows(root, "group") if len(row) >= 4 and row[2].isdecimal()]
+    users = [row for row in _rows(root, "passwd") if len(row) >= 6 and _is_id(row[2]) and _is_id(row[3])]
+    groups = [row for row in _rows(root, "group") if len(row) >= 4 and _is_id(row[2])]
+    if any(word.isdecimal() and not _is_id(word) for word in (name, group)):
+        raise ContainerError(f"'{text[:100]}' is no user: numbers end at {_MAX_ID}")
     row = next((row for row in users if row[0] == name), None)
     if row is None and (name.isdecimal() or not name):
         row = next((row for row in users if int(row[2]) == int(name or 0)), None)
@@ -337,9 +340,11 @@ def find_user(root: Path, text: str) -> dict[str, Any]:
         gid = int(found[2]) if found else int(group)
     elif row:
         more = [int(entry[2]) for entry in groups if row[0] in entry[3].split(",") and int(entry[2]) != gid]
-    if max(uid, gid) >= 1 << 31:
-        raise ContainerError(f"'{text}' is no user: numbers end at {(1 << 31) - 1}")
     return {"uid": uid, "gid": gid, "groups": more, "home": (row[5] if row else "") or "/"}
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= _MAX_ID
 
 
 def _rows(root: Path, name: str) -> list[list[str]]:

@@ -275,6 +275,7 @@ class Hand:
 
     def __init__(self, monitor: "Monitor", what: str, params: "dict[str, Any]", keep: "Sequence[int]",
                  on_message: "Callable[[dict[str, Any], list[int]], None]"):
+        self._monitor = monitor
         self._loop = monitor.loop
         self._on_message = on_message
         self._said = False
@@ -283,6 +284,8 @@ class Hand:
         self.pid = os.fork()
         if not self.pid:
             _work(theirs.detach(), monitor.path, what, params, keep, monitor.owner)
+        monitor.hands.add(self)
+        monitor.own.add(self.pid)
         theirs.close()
         self._sock = ours
         self._loop.watch(ours.fileno(), READ, self._heard)
@@ -303,6 +306,7 @@ class Hand:
         self._sock.close()
         if not self._said:
             self._on_message({"error": "a part of hostel ended without a word; see monitor.log"}, [])
+        self._monitor.left(self)
 
 
 def _work(fd: int, path: str, what: str, params: "dict[str, Any]", keep: "Sequence[int]", owner: int) -> None:
@@ -322,7 +326,9 @@ def _work(fd: int, path: str, what: str, params: "dict[str, Any]", keep: "Sequen
 
                 answer, fds = getattr(hands, what)(path, sock=sock, **params)
             except HostelError as error:
-                answer, fds = {"error": " ".join(str(error).split())[:4096], "status": error.status}, []
+                # Some clients show it as it is: an image's words in it may not steer their terminals.
+                text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+                answer, fds = {"error": text[:4096], "status": error.status}, []
             except BaseException as error:
                 import traceback
 
@@ -365,6 +371,8 @@ class Monitor:
         self._leases: list[int] = []       # what the container's way to the network lasts as long as
         self._carried: list[Connection] = []  # clients of the first process, until the next one is there
         self._programs: dict[int, Program] = {}
+        self.hands: set[Hand] = set()      # those at work
+        self.own: set[int] = set()         # the processes of hands and routers
         self._exits: dict[int, int] = {}   # of processes whose hand hasn't told us of them yet
         self._waiters: list[Later] = []
         self._starters: list[Later] = []
@@ -470,6 +478,7 @@ class Monitor:
                 )
             finally:
                 os._exit(1)
+        self.own.add(pid)
         for fd in (*fds, reader):
             os.close(fd)
         self._leases.append(lease)
@@ -528,21 +537,29 @@ class Monitor:
             self._exit(pid, 128 - code if code < 0 else code)
 
     def _exit(self, pid: int, status: int) -> None:
+        if pid in self.own:
+            self.own.discard(pid)
+            return
         program = self._programs.pop(pid, None)
         if program is None:
-            if len(self._exits) > 1024:
-                self._exits.clear()
-            self._exits[pid] = status
+            if self.hands:
+                self._exits[pid] = status
         elif program is self._main:
             self._main_ended(status)
         else:
             program.ended(status)
 
+    def left(self, hand: Hand) -> None:
+        """A hand has said all. An exit that none of them asked for isn't kept: there will be others by that number."""
+        self.hands.discard(hand)
+        if not self.hands:
+            self._exits.clear()
+
     def _main_ended(self, status: int) -> None:
         main = self._main
         assert main is not None
+        main.status = status  # its number may soon be another's: no signal any more
         if self._hand:  # which says what came first, its start or its end
-            main.status = status
             self._hand.tell(b"abandon")
             return
         for timer in (self._kill_timer, self._health_timer):
