@@ -11,7 +11,7 @@ import pytest
 from tests.containers.bundles import busybox
 from tests.containers.test_escapes import everything
 
-from hostel.base.errors import ContainerError
+from hostel.base.errors import ContainerError, MachineError
 from hostel.cli.main import main
 from hostel.client.container import Container
 from hostel.containers import engine
@@ -154,4 +154,22 @@ def test_a_process_by_the_number_of_an_earlier_one(box):
                 assert container.exec(["sh", "-c", "sleep 0.02; echo fine"]).stdout == "fine\n"
         finally:
             where.write_text(before)
+        container.rm(force=True)
+
+
+def test_a_copy_onto_a_link_to_the_host(box, tmp_path):
+    """``hostel cp`` onto a link that leads nowhere in the container, but somewhere on the host."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("of the host")
+    (tmp_path / "file").write_text("new")
+    with Container.run(box, command=["sleep", "1000"], detach=True, networks=["none"]) as container:
+        links = f"cd /tmp; ln -s {victim} folder; ln -s {victim}/file name; ln -s {victim} tree; ln -s /x/y z"
+        container.exec(["sh", "-c", links], check=True)
+        for name in ("folder", "name", "z"):
+            container.copy_in(str(tmp_path / "file"), f"/tmp/{name}")
+        with pytest.raises(MachineError):
+            container.copy_in(str(victim), "/tmp/tree")
+        assert os.listdir(victim) == ["file"] and (victim / "file").read_text() == "of the host"
+        assert container.exec(["sh", "-c", "cd /tmp; cat folder name z"]).stdout == "newnewnew"
         container.rm(force=True)

@@ -424,9 +424,9 @@ class Sayings:
 
 class ToFolder:
     """Makes files of the host's: under ``name`` in the folder ``path`` ("": its content there), or where there is no
-    such folder under ``path`` itself."""
+    such folder under ``path`` itself. ``new``: under ``path`` in any case, whatever a link of that name leads to."""
 
-    def __init__(self, path: str, name: str):
+    def __init__(self, path: str, name: str, new: bool = False):
         self._stack: list[tuple[int, Entry | None]] = []  # open folders; the entries of those that are new
         self._temporary = f".hostel-cp-{secrets.token_hex(8)}"
         self._file = -1
@@ -436,7 +436,7 @@ class ToFolder:
         self._merge = False
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
-            if os.path.isdir(path):
+            if not new and os.path.isdir(path):
                 self._base = os.open(path, flags)
                 self._name, self._merge = name.encode(errors="surrogateescape"), not name
             else:

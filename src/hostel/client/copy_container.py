@@ -21,8 +21,8 @@ def copy_in(container: Container, source: str, path: str) -> None:
     """The host's ``source``, or the tar archive on standard input for ``-``, to ``path`` in the container."""
     try:
         entries = from_tar(sys.stdin.buffer) if source == "-" else walk(source)
-        with _root(container) as root, _place(root, path) as where:
-            sink = ToFolder(where, "" if source == "-" else last(source))
+        with _root(container) as root, _place(root, path) as (where, new):
+            sink = ToFolder(where, "" if source == "-" else last(source), new)
             reader = Reader(sink, links=True)
             with contextlib.closing(sink):
                 for piece in entries:
@@ -83,8 +83,9 @@ def _root(container: Container) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _place(root: int, path: str) -> Iterator[str]:
-    """A path of the host's for the place: the folder there, or a name in the folder above."""
+def _place(root: int, path: str) -> Iterator[tuple[str, bool]]:
+    """A path of the host's for the place, and whether that is a name in the folder above, not a folder that is there.
+    Such a name may be a link, which would lead the host elsewhere: it is replaced."""
     name = last(path)
     try:
         folder, rest = openat2.beneath(root, os.fsencode(path or "/"), os.O_PATH | os.O_DIRECTORY), ""
@@ -95,7 +96,7 @@ def _place(root: int, path: str) -> Iterator[str]:
     except NotADirectoryError:
         folder, rest = _open(root, os.path.dirname(path) or "/", os.O_PATH | os.O_DIRECTORY), f"/{name}"
     try:
-        yield f"/proc/self/fd/{folder}{rest}"
+        yield f"/proc/self/fd/{folder}{rest}", bool(rest)
     finally:
         os.close(folder)
 
