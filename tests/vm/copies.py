@@ -77,6 +77,14 @@ def processes(home):
     return found
 
 
+def all_gone(home):
+    """Return once no process has anything to do with ``home``."""
+    deadline = time.monotonic() + 20
+    while found := processes(home):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+
+
 def date(vm):
     return float(sh(vm, "date +%s"))
 

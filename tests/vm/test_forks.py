@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from copies import date, go_on, left, names, processes, sh, start_checks, wait
+from copies import all_gone, date, go_on, left, names, sh, start_checks, wait
 
 from hostel import VM
 from hostel.base.errors import HostelError, MachineError, UsageError
@@ -32,7 +32,7 @@ def clean(guests, home):
     for vm in VM.list():
         vm.rm(force=True)
     assert left(home) == []
-    wait(lambda: not processes(home), 20)
+    all_gone(home)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_the_original_goes_and_copies_live_on(clean, home, disk):
     for copy in everybody[1:]:
         copy.rm(force=True)
     assert left(home) == []
-    wait(lambda: not processes(home), 20)
+    all_gone(home)
 
 
 def test_snapshots_of_copies_and_copies_of_snapshots(clean, disk):

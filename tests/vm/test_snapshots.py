@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from copies import date, go_on, left, names, processes, sh, start_checks, wait
+from copies import all_gone, date, go_on, left, names, processes, sh, start_checks, wait
 
 from hostel import VM
 from hostel.base.errors import HostelError, MachineError
@@ -37,7 +37,7 @@ def clean(guests, home):
     for vm in VM.list():
         vm.rm(force=True)
     assert left(home) == []
-    wait(lambda: not processes(home), 20)
+    all_gone(home)
 
 
 @pytest.fixture
@@ -622,7 +622,7 @@ def test_no_space(micro, tmp_path, monkeypatch, disk):
     finally:
         for vm in VM.list():
             vm.rm(force=True)
-        wait(lambda: not processes(home), 20)
+        all_gone(home)
         subprocess.run(["umount", "-l", home], check=True)
 
 
@@ -680,7 +680,7 @@ def test_where_the_worker_is_another_user(micro, monkeypatch, disk, tmp_path):
             vm.reset()
             assert sh(vm, "head -n 1 /dev/vda") == "two\n"
         assert left(home) == []
-        wait(lambda: not processes(home), 20)
+        all_gone(home)
 
 
 # -- long ones

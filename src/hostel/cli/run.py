@@ -79,13 +79,11 @@ def run(args: argparse.Namespace) -> int:
     from hostel.cli.container import CONTAINER_ONLY, IMAGE_OPTIONS, given, is_oci
     from hostel.cli.container import run as run_container
     from hostel.cli.exec import run_in
-    from hostel.client import quick
 
     if args.isolation == "container" or (args.isolation is None and not args.kernel and is_oci(args.image)):
         if args.image is None:
             raise UsageError("a container needs an image: hostel run --isolation container IMAGE")
         return run_container(args)
-    quick.serve("hostel.cli.served")
     oci = None
     if args.isolation == "vm" and not args.kernel and is_oci(args.image):
         from hostel.client.oci_vm import OciImage

@@ -78,8 +78,8 @@ def _forward(pidfd: int, number: int) -> None:
         pass  # it has just ended
 
 
-def serve(commands: str) -> None:
-    """Zygotes that are started by this process run commands with the module of that name."""
+def serve() -> None:
+    """Zygotes that are started by this process run commands."""
     from hostel.vm import zygote
 
-    zygote.commands = commands
+    zygote.commands = "hostel.cli.served"  # by name, as the command line is a user of this room

@@ -20,7 +20,7 @@ import msgspec
 from hostel.base import paths
 from hostel.base.errors import MachineError, UsageError
 from hostel.base.units import parse_size
-from hostel.client import machines
+from hostel.client import machines, quick
 from hostel.client.attach import attach
 from hostel.client.connection import Connection
 from hostel.client.nics import make_nics
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hostel.vm.snapshot import Snapshot
 
 DEFAULT_IMAGE = "micro"
+quick.serve()
 
 
 class VM:
