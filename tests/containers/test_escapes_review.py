@@ -4,6 +4,8 @@ import ctypes
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from tests.containers.test_escapes import everything
 from hostel.base.errors import ContainerError, MachineError
 from hostel.cli.main import main
 from hostel.client.container import Container
-from hostel.containers import engine
+from hostel.containers import engine, seccomp
 
 HIGHEST = 40  # descriptors that a starting container could have
 
@@ -173,3 +175,47 @@ def test_a_copy_onto_a_link_to_the_host(box, tmp_path):
         assert os.listdir(victim) == ["file"] and (victim / "file").read_text() == "of the host"
         assert container.exec(["sh", "-c", "cd /tmp; cat folder name z"]).stdout == "newnewnew"
         container.rm(force=True)
+
+
+def test_the_hypervisor_isnt_reached_around_the_filter(tmp_path):
+    """AF_VSOCK, by a number of which the kernel reads the lower half only, and by i386's calls."""
+    code = seccomp.compile(seccomp.default_profile(list(engine.CAPABILITIES)), str(tmp_path)).code
+    done = subprocess.run([sys.executable, "-c", SOCKETS, code.hex()], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    assert {"unix", "vsock", "vsock above 32 bits", "none"} <= found.keys()
+    assert int(found.pop("unix")) >= 0 and int(found.pop("old unix", 0)) >= 0
+    assert set(found.values()) <= {"-1", "-22", "-38", "-97"}, done.stdout  # refused, or this kernel has none
+
+
+SOCKETS = """
+import ctypes, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype, libc.syscall.restype = ctypes.c_void_p, ctypes.c_long
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+page = libc.mmap(None, 4096, 7, 0x62, -1, 0)  # below 4 GiB
+def old(eax, ebx, ecx, edx):
+    # push rbx; mov eax, ebx, ecx, edx; int 0x80; pop rbx; cdqe; ret
+    code = b"S" + b"".join(op + struct.pack("<I", value) for op, value in
+        ((b"\\xb8", eax), (b"\\xbb", ebx), (b"\\xb9", ecx), (b"\\xba", edx))) + b"\\xcd\\x80[\\x48\\x98\\xc3"
+    ctypes.memmove(page, code, len(code))
+    return ctypes.CFUNCTYPE(ctypes.c_long)(page)()
+def new(family):
+    result = libc.syscall(ctypes.c_long(41), ctypes.c_long(family), ctypes.c_long(1), ctypes.c_long(0))
+    return result if result >= 0 else -ctypes.get_errno()
+code = ctypes.create_string_buffer(bytes.fromhex(sys.argv[1]))
+program = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(sys.argv[1]) // 16, ctypes.addressof(code)), 16)
+i386 = old(20, 0, 0, 0) > 0  # getpid
+assert not libc.prctl(38, 1, 0, 0, 0)
+assert not libc.syscall(ctypes.c_long(317), ctypes.c_long(1), ctypes.c_long(0), program)
+print("unix", new(1), flush=True)
+print("vsock", new(40))
+print("vsock above 32 bits", new(0x1_0000_0028))
+print("none", new(99))
+if i386:
+    print("old unix", old(359, 1, 1, 0))
+    print("old vsock", old(359, 40, 1, 0))
+    ctypes.memmove(page + 256, struct.pack("<3I", 40, 1, 0), 12)
+    print("oldest vsock", old(102, 1, page + 256, 0))
+sys.stdout.flush()
+"""

@@ -190,7 +190,7 @@ def _compile(profile: dict) -> bytes:
     context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(default)))
     if not context:
         raise ContainerError(f"config.json: linux.seccomp: libseccomp doesn't know {profile['defaultAction']}")
-    highest = 0
+    highest, first = 0, b""
     try:
         for name in profile.get("architectures") or []:
             token = library.seccomp_arch_resolve_name(name.removeprefix("SCMP_ARCH_").lower().encode())
@@ -213,6 +213,10 @@ def _compile(profile: dict) -> bytes:
                 highest = max(highest, number)
                 if action == default:
                     continue
+                if name == "socketcall" and row["action"] == "SCMP_ACT_ERRNO" and len(arguments) == 1 and (
+                    arguments[0].arg, arguments[0].op) == (0, OPERATORS["SCMP_CMP_EQ"]):  # fmt: skip
+                    first += _old_sockets(arguments[0].a, action)
+                    continue
                 for group in groups:
                     array = (Compare * len(group))(*group)
                     rule = (context, ctypes.c_uint32(action), number, len(group), array)
@@ -227,9 +231,25 @@ def _compile(profile: dict) -> bytes:
         library.seccomp_release(context)
     if profile["defaultAction"] == "SCMP_ACT_ERRNO" and profile.get("defaultErrnoRet") is None and highest:
         code = _newer(highest) + code
+    code = first + code
     if len(code) // 8 > 4096:
         raise ContainerError("config.json: linux.seccomp: the filter is longer than the kernel's 4096 instructions")
     return code
+
+
+def _old_sockets(call: int, action: int) -> bytes:
+    """An action for one of i386's socket calls, before the filter: libseccomp allows what has a rule by its own name,
+    such as socket, by this one too, and without the rule's conditions."""
+    steps = (
+        (0x20, 0, 0, 4),                # ld arch
+        (0x15, 0, 5, 0x4000_0003),      # jeq i386, else on
+        (0x20, 0, 0, 0),                # ld nr
+        (0x15, 0, 3, 102),              # jeq socketcall
+        (0x20, 0, 0, 16),               # ld the lower half of the first argument
+        (0x15, 0, 1, call),
+        (0x06, 0, 0, action),           # ret
+    )  # fmt: skip
+    return b"".join(struct.pack("<HBBI", *step) for step in steps)
 
 
 def _newer(highest: int) -> bytes:

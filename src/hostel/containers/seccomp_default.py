@@ -55,7 +55,7 @@ _BY_CAPABILITY = {
 }  # fmt: skip
 _NEW_NAMESPACES = 0x7E02_0000  # the flags of clone(2) that make one; CLONE_NEWTIME isn't clone's
 _PERSONALITIES = (0x0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF)  # Linux, 32 bits, with or without random addresses; asking
-_VSOCK = 40
+_VSOCK, _LAST_FAMILY = 40, 45
 
 
 def profile(capabilities: list[str]) -> dict:
@@ -68,7 +68,13 @@ def profile(capabilities: list[str]) -> dict:
 
     rows = [allow(_ALWAYS.split())]
     # AF_VSOCK would reach the hypervisor: no namespace has it.
-    rows.append(allow(["socket"], {"index": 0, "value": _VSOCK, "op": "SCMP_CMP_NE"}))
+    # Not "all but": the kernel looks at 32 bits of the number, a filter at 64.
+    rows.append(allow(["socket"], {"index": 0, "value": _VSOCK, "op": "SCMP_CMP_LT"}))
+    rows += [allow(["socket"], {"index": 0, "value": value, "op": "SCMP_CMP_EQ"})
+             for value in range(_VSOCK + 1, _LAST_FAMILY + 1)]
+    # i386's other way to a socket has the family in memory; C libraries of the last ten years need it only without
+    # the first.
+    rows.append(refuse(["socketcall"], 38, {"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}))
     rows += [allow(["personality"], {"index": 0, "value": value, "op": "SCMP_CMP_EQ"}) for value in _PERSONALITIES]
     for capability, names in _BY_CAPABILITY.items():
         if capability in capabilities:
