@@ -147,17 +147,17 @@ def test_errors_come_through(one):
 
 def test_how_a_worker_ended_is_told(one, monkeypatch):
     folder = store.create(VmSpec(name="killed", kernel="/none"))
-    read = launch._first_word
+    read = launch.first_word
 
-    def killed(reader):
+    def killed(reader, timeout):
         (child,) = [int(pid) for pid in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
         os.kill(child, signal.SIGKILL)
-        return read(reader) and {}
+        return read(reader, timeout) and {}
 
     fifo = folder.path / "fifo"
     os.mkfifo(fifo)
     (folder.path / "vm.toml").write_text(f'version = 1\ncpus = 1\nmemory = "64M"\nkernel = "{fifo}"\n')
-    monkeypatch.setattr(launch, "_first_word", killed)
+    monkeypatch.setattr(launch, "first_word", killed)
     with pytest.raises(MachineError, match="ended by signal 9 at its start"):
         launch.start(folder, held=False)
 

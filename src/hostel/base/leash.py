@@ -1,7 +1,11 @@
-"""A pipe that only its starter's end keeps open: whatever ends the starter ends the VM or container on it."""
+"""What a VM or container and its starter have to do with each other: a pipe that only the starter's end keeps open, so
+that whatever ends the starter ends what is on it, and another by which one says that it has started."""
 
 import contextlib
+import json
 import os
+import select
+import time
 
 
 class Leash:
@@ -28,3 +32,20 @@ def make_leash() -> tuple[Leash, int]:
     """One, and its other end, which is that one's."""
     end, mine = os.pipe()
     return Leash(mine), end
+
+
+def first_word(reader: int, timeout: float) -> dict | None:
+    """The line, in JSON, by which what was started says how it is; empty where it ended without one; None after
+    ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    data = b""
+    while not data.endswith(b"\n"):
+        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return None
+        part = os.read(reader, 65536)
+        if not part:
+            return {}
+        data += part
+    word = json.loads(data)
+    return word if isinstance(word, dict) else {}

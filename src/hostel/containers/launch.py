@@ -5,7 +5,6 @@ starts it wants to be at its streams from the beginning, once it is made), or th
 """
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -14,7 +13,7 @@ import time
 from pathlib import Path
 
 from hostel.base.errors import ContainerError
-from hostel.base.leash import Leash, make_leash
+from hostel.base.leash import Leash, first_word, make_leash
 from hostel.base.linux import prctl
 from hostel.containers import engine
 from hostel.containers.store import Folder
@@ -66,7 +65,7 @@ def _start(folder: Folder, owner: int, held: bool, attached: bool) -> Leash | No
         if theirs >= 0:
             os.close(theirs)
     try:
-        word = _first_word(reader)
+        word = first_word(reader, START_TIMEOUT)
     except BaseException:  # Ctrl-C while it starts
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGTERM)
@@ -133,22 +132,6 @@ def kill(folder: Folder) -> None:
             state="stopped", created=state.created, started=state.started, stopped=time.time(), reason="killed",
             exit_status=137,
         ))
-
-
-def _first_word(reader: int) -> dict | None:
-    """The monitor's line; empty where it ended without one; None after the timeout."""
-    deadline = time.monotonic() + START_TIMEOUT
-    data = b""
-    while not data.endswith(b"\n"):
-        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            return None
-        part = os.read(reader, 65536)
-        if not part:
-            return {}
-        data += part
-    word = json.loads(data)
-    return word if isinstance(word, dict) else {}
 
 
 def _last_line(folder: Folder) -> str:

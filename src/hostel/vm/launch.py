@@ -9,7 +9,6 @@ A VM that belongs to its starter has a leash, a pipe that only the starter's end
 starter ends the VM.
 """
 
-import json
 import os
 import select
 import signal
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hostel.base.errors import MachineError
-from hostel.base.leash import Leash, make_leash
+from hostel.base.leash import Leash, first_word, make_leash
 from hostel.base.units import format_rough
 from hostel.spec.vm import VmSpec, VmState
 from hostel.vm import zygote
@@ -114,7 +113,7 @@ def _started(
 ) -> Leash | None:
     """The leash, once the worker's guest runs."""
     try:
-        word = _first_word(reader)
+        word = first_word(reader, START_TIMEOUT)
     except BaseException:  # Ctrl-C while it starts
         worker.kill()
         worker.wait()
@@ -160,22 +159,6 @@ def kill(folder: Folder, reason: str = "killed") -> None:
                 state="stopped", created=state.created, started=state.started, stopped=time.time(), reason=reason
             )
         )
-
-
-def _first_word(reader: int) -> dict | None:
-    """The worker's line; empty where it ended without one; None after the timeout."""
-    deadline = time.monotonic() + START_TIMEOUT
-    data = b""
-    while not data.endswith(b"\n"):
-        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            return None
-        part = os.read(reader, 65536)
-        if not part:
-            return {}
-        data += part
-    word = json.loads(data)
-    return word if isinstance(word, dict) else {}
 
 
 def _last_line(folder: Folder) -> str:
