@@ -1,6 +1,7 @@
 """Ways out of a container, a second look; docs/security.md lists them."""
 
 import ctypes
+import json
 import os
 import shutil
 import stat
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.containers.bundles import busybox
+from tests.containers.bundles import COMMAND, busybox, root_only
 from tests.containers.test_escapes import everything
 
 from hostel.base.errors import ContainerError, MachineError
@@ -219,3 +220,37 @@ if i386:
     print("oldest vsock", old(102, 1, page + 256, 0))
 sys.stdout.flush()
 """
+
+
+def test_a_folder_in_tmp_that_somebody_else_made(tmp_path):
+    """An ordinary user's states, with hooks in them, are in /tmp where there is no XDG_RUNTIME_DIR."""
+    root_only()
+    victim, attacker = 61234, 61235
+    place, proof = Path(f"/tmp/hostel-oci-{victim}"), Path(f"/tmp/hostel-review-{os.getpid()}")
+    state = {
+        "id": "box", "pid": 0, "start_time": 0, "ready": True, "runtime": [0, 0], "bundle": "/", "rootfs": "/",
+        "created": "", "cgroup": None, "config": {
+            "linux": {"namespaces": [{"type": "pid"}]}, "hooks": {"poststop": [{"path": "/bin/touch",
+            "args": ["touch", str(proof)]}]},
+        },
+    }  # fmt: skip
+    try:
+        (place / "box").mkdir(parents=True)
+        (place / "box/state.json").write_text(json.dumps(state))
+        for path in (place, place / "box"):
+            os.chmod(path, 0o777)
+            os.chown(path, attacker, attacker)
+        # As that user, who may not read this interpreter's files.
+        code = COMMAND[-1].replace("sys.exit(main())", (
+            "from hostel.containers import fastjson, hooks, runtime\n"
+            f"import os; os.setgroups([]); os.setresgid({victim}, {victim}, {victim}); "
+            f"os.setresuid({victim}, {victim}, {victim}); sys.exit(main(['delete', 'box']))"
+        ))  # fmt: skip
+        done = subprocess.run(
+            [*COMMAND[:-1], code], env={"PATH": os.environ["PATH"]}, cwd="/", capture_output=True, text=True, timeout=60
+        )
+        assert not proof.exists()
+        assert done.returncode == 1 and f"{place} isn't only ours" in done.stderr, done
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        proof.unlink(missing_ok=True)

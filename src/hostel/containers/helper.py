@@ -24,7 +24,10 @@ def place() -> str:
     """The socket's path, in a folder that only its user can enter."""
     if os.geteuid() == 0:
         return "/run/hostel-oci/.helper/socket"
-    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/hostel-oci-{os.geteuid()}'}/hostel-oci/.helper/socket"
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if not base:  # a launcher goes on believing in its path when in /tmp somebody else may have it
+        raise UsageError("without XDG_RUNTIME_DIR the helper needs a --socket, in a folder that is only yours")
+    return f"{base}/hostel-oci/.helper/socket"
 
 
 def write_launcher(path: str, socket_path: str) -> None:

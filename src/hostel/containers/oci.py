@@ -163,8 +163,22 @@ def _runtime(options: dict):  # type: ignore[no-untyped-def]
         if os.geteuid() == 0 and not (base and os.environ.get("USER", "root") != "root"):
             root = "/run/hostel-oci"
         else:
-            root = f"{base}/hostel-oci" if base else f"/tmp/hostel-oci-{os.geteuid()}"
+            root = f"{base}/hostel-oci" if base else _own(f"/tmp/hostel-oci-{os.geteuid()}")
     return Runtime(os.path.abspath(root))
+
+
+def _own(folder: str) -> str:
+    """A folder where everybody can make some: ours alone, since states have hooks in them."""
+    import stat
+
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise UsageError(f"{folder} isn't only ours: set XDG_RUNTIME_DIR, or give a --root")
+    return folder
 
 
 def _version() -> int:
