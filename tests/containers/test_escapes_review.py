@@ -1,5 +1,6 @@
 """Ways out of a container, a second look; docs/security.md lists them."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from tests.containers.bundles import COMMAND, busybox, root_only
 from tests.containers.test_escapes import everything
 
 from hostel.base.errors import ContainerError, MachineError
+from hostel.base.linux.syscall import syscall
 from hostel.cli.main import main
+from hostel.client import copy
 from hostel.client.container import Container
 from hostel.containers import engine, seccomp
 
@@ -254,3 +258,36 @@ def test_a_folder_in_tmp_that_somebody_else_made(tmp_path):
     finally:
         shutil.rmtree(place, ignore_errors=True)
         proof.unlink(missing_ok=True)
+
+
+def test_a_file_that_becomes_a_device_while_it_is_copied(tmp_path, monkeypatch):
+    """``hostel cp`` out of a container that exchanges the two all the time."""
+    root_only()
+    (tmp_path / "one").write_text("x")
+    os.mknod(tmp_path / "other", 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    one, other = (ctypes.c_char_p(os.fsencode(tmp_path / name)) for name in ("one", "other"))
+    over, opened, real = threading.Event(), [], os.open
+
+    def exchange():
+        while not over.is_set():
+            syscall(316, -100, one, -100, other, 2)  # renameat2, RENAME_EXCHANGE
+
+    def watched(path, flags, *args, **more):
+        fd = real(path, flags, *args, **more)
+        if not flags & os.O_PATH and stat.S_ISCHR(os.fstat(fd).st_mode):
+            opened.append(fd)
+        return fd
+
+    monkeypatch.setattr(copy.os, "open", watched)
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    until = time.monotonic() + 1
+    try:
+        while time.monotonic() < until:
+            with contextlib.suppress(BlockingIOError):
+                for _ in copy.walk(str(tmp_path / "one")):
+                    pass
+    finally:
+        over.set()
+        thread.join()
+    assert not opened

@@ -176,7 +176,7 @@ def _send(
 ) -> Iterator[bytes]:
     status = os.stat(path, dir_fd=folder, follow_symlinks=False)
     if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        fd = _open(folder, path)
         try:
             status = os.fstat(fd)
             if stat.S_ISDIR(status.st_mode):
@@ -205,6 +205,23 @@ def _send(
         yield entry.pack()
     elif not stat.S_ISSOCK(status.st_mode):
         yield _entry(NODE, name, status).pack()
+
+
+def _open(folder: int | None, path: bytes) -> int:
+    """A file or folder, to be read. A container may put a device in its place meanwhile, whose opening alone may do
+    something: so it is looked at before, by a descriptor that nothing else can come under."""
+    seen = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        mode = os.fstat(seen).st_mode
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            raise OSError(errno.EAGAIN, "it became something else meanwhile", path)
+        try:
+            return os.open(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            error.filename = path
+            raise
+    finally:
+        os.close(seen)
 
 
 def _entry(kind: int, name: bytes, status: os.stat_result) -> Entry:
