@@ -291,3 +291,24 @@ def test_a_file_that_becomes_a_device_while_it_is_copied(tmp_path, monkeypatch):
         over.set()
         thread.join()
     assert not opened
+
+
+def test_descriptors_of_who_joins(oci, bundle, tmp_path):
+    """With CAP_SYS_PTRACE a container sees the descriptors of who comes in: no folder of the host's is one."""
+    everything(bundle)
+    (tmp_path / "victim").write_text("of the host")
+    way = "../" * 12 + str(tmp_path / "victim").lstrip("/")
+    numbers = " ".join(map(str, range(3, 20)))
+    oci.detached(
+        bundle.script(f"""
+        while :; do for p in /proc/[2-9]* /proc/[1-9][0-9]*; do
+            echo looked > /tmp/looked
+            for n in {numbers}; do [ -e $p/fd/$n/{way} ] && echo $n >> /tmp/seen; done
+        done; done 2>/dev/null""")
+    )
+    seen = bundle.rootfs / "tmp/seen"
+    for _ in range(40):
+        oci("exec", "box", "true")
+        if seen.exists():
+            break
+    assert (bundle.rootfs / "tmp/looked").exists() and not seen.exists()

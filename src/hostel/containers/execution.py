@@ -85,6 +85,9 @@ def _run(state, cgroup, config, console, preserved, stdio, opened, pids):  # typ
     if unified is not None:
         _enter_cgroup(script, theirs, unified)
     script.call("setns", container, flags, what=f"joining container {state.id}")
+    # Before the container's processes see us: who has CAP_SYS_PTRACE goes through a folder's descriptor to the host.
+    needed = [theirs, *tasks, *([connection] if connection is not None else []), *([root] if root is not None else [])]
+    stage.closed_gaps(script, [*needed, *range(3, 3 + preserved)])
     if own_user:
         unmapped = stage.Label()
         script.call("setresgid", 0, 0, 0, on={stage.ANY: unmapped})
