@@ -312,3 +312,21 @@ def test_descriptors_of_who_joins(oci, bundle, tmp_path):
         if seen.exists():
             break
     assert (bundle.rootfs / "tmp/looked").exists() and not seen.exists()
+
+
+def test_what_is_mounted_below_a_read_only_share(box, tmp_path):
+    root_only()
+    below = tmp_path / "share/below"
+    below.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", below], check=True)
+    try:
+        shares = [f"{tmp_path}/share:/srv:ro"]
+        with Container.run(
+            box, command=["sleep", "1000"], detach=True, networks=["none"], shares=shares
+        ) as container:
+            assert container.exec(["touch", "/srv/file"]).status != 0
+            assert container.exec(["touch", "/srv/below/file"]).status != 0
+            container.rm(force=True)
+        assert os.listdir(below) == []
+    finally:
+        subprocess.run(["umount", "-l", below], check=True)

@@ -195,6 +195,8 @@ def mounts(spec: ContainerSpec, folder: Path) -> list[dict[str, Any]]:
             options = mount.options if any("bind" in option for option in mount.options) else ["rbind", *mount.options]
             if not any(option.lstrip("r") in ("private", "shared", "slave") for option in options):
                 options = [*options, "rprivate"]
+            if "ro" in options and "rbind" in options:
+                options = [*options, "rro"]  # what is mounted below it, too
             found.append({"destination": mount.target, "type": "bind", "source": mount.source, "options": options})
         else:
             options = ["nosuid", "nodev", "mode=1777", *mount.options]
