@@ -330,3 +330,22 @@ def test_what_is_mounted_below_a_read_only_share(box, tmp_path):
         assert os.listdir(below) == []
     finally:
         subprocess.run(["umount", "-l", below], check=True)
+
+
+def test_the_hosts_keys_stay_outside(oci, bundle):
+    """Neither the first process nor one that joins keeps the session keyring of who starts it."""
+    bundle.config["linux"]["maskedPaths"] = []
+    bundle.config["linux"].pop("seccomp", None)
+    oci.detached(bundle.script("cat /proc/keys > /dev/shm/keys; sleep 1000"))
+    # One of ours, that only who has it sees.
+    join = "import ctypes; libc, n = ctypes.CDLL(None), ctypes.c_long; libc.syscall(n(250), n(1), b'of-the-host')\n"
+    join += "assert libc.syscall(n(250), n(5), n(-3), n(0x3F000000)) == 0\n"
+    host = [*COMMAND[:-1], join + COMMAND[-1], "--root", str(oci.root)]
+    words = ["exec", "box", "cat", "/proc/keys"]
+    inside = subprocess.run([*host, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert inside.returncode == 0 and "keyring" in inside.stdout, inside
+    assert "of-the-host" not in inside.stdout and "_ses.box" in inside.stdout
+    bundle.config["process"]["args"] = ["cat", "/proc/keys"]
+    words = ["run", "--bundle", str(bundle.write()), "another"]
+    inside = subprocess.run([*host, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert inside.returncode == 0 and "of-the-host" not in inside.stdout and "_ses.another" in inside.stdout, inside

@@ -100,6 +100,8 @@ def _run(state, cgroup, config, console, preserved, stdio, opened, pids):  # typ
         script.call("fchdir", root, what="the container's root")
         script.call("chroot", ".", what="the container's root")
     script.call("setsid", what="making a session")
+    if not state.content.get("no_keyring"):
+        process.keyring(script, state.id)
     if connection is not None:
         from hostel.containers import console as terminal
 

@@ -202,6 +202,13 @@ def _directory(script: Script, cwd: str) -> None:
     script.test(buffer, 0xFF, ord("/"), what=f"the working directory {cwd} isn't inside the container")
 
 
+def keyring(script: Script, id: str) -> None:
+    """A session keyring of the container's, not of who starts the process."""
+    skip = Label()
+    script.call("keyctl", 1, f"_ses.{id}", on={ANY: skip})  # KEYCTL_JOIN_SESSION_KEYRING
+    script.bind(skip)
+
+
 def own_null(script: Script) -> None:
     """Standard descriptors that are the host's /dev/null become the container's: by ``/proc/self/fd/0`` its root could
     change the mode and owner of the host's."""

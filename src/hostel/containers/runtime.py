@@ -369,6 +369,7 @@ class _Creation:
             "id": self.id, "pid": 0, "start_time": 0, "runtime": [me, start_time(me)[1]], "bundle": self.bundle,
             "rootfs": os.path.join(self.bundle, self.config["root"]["path"]), "created": now(), "config": self.config,
             "owner": "" if self.privileged else str(os.geteuid()), "cgroup": None, "no_pivot": self.no_pivot,
+            "no_keyring": self.no_keyring,
         })  # fmt: skip
         tasks: list[int] = []
         unified = None
@@ -449,9 +450,7 @@ class _Creation:
         namespaces.enter_cgroups(script, tasks)
         script.call("setsid", what="making a session")
         if not self.no_keyring:
-            skip = stage.Label()
-            script.call("keyctl", 1, f"_ses.{self.id}", on={stage.ANY: skip})  # KEYCTL_JOIN_SESSION_KEYRING
-            script.bind(skip)
+            process.keyring(script, self.id)
         script.call("umask", 0)
         namespaces.settle(script, self.config, spaces)
         world.attach_root()
