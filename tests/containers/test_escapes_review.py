@@ -349,3 +349,13 @@ def test_the_hosts_keys_stay_outside(oci, bundle):
     words = ["run", "--bundle", str(bundle.write()), "another"]
     inside = subprocess.run([*host, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert inside.returncode == 0 and "of-the-host" not in inside.stdout and "_ses.another" in inside.stdout, inside
+
+
+def test_a_pid_file_in_a_folder_of_others(oci, bundle, tmp_path):
+    """Somebody expects the file, and has put links where it is going to be."""
+    victim, pid_file = tmp_path / "victim", tmp_path / "pid"
+    victim.write_text("of the host")
+    for name in ("pid", ".pid.new", ".pid"):
+        (tmp_path / name).symlink_to(victim)
+    oci("run", "--pid-file", pid_file, "--bundle", bundle.script("true").write(), "box")
+    assert victim.read_text() == "of the host" and not pid_file.is_symlink() and int(pid_file.read_text())

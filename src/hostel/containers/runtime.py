@@ -702,10 +702,13 @@ def _json(value: dict) -> bytes:
 
 
 def _replace(path: str, text: str) -> None:
-    new = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.new")
+    new = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
     try:
-        with open(new, "w") as file:
-            file.write(text)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)  # no link of somebody else's
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
         os.rename(new, path)
     except OSError as error:
         raise ContainerError(f"{path}: {error.strerror}") from None
