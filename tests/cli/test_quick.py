@@ -91,7 +91,8 @@ def test_environment_and_errors(begin, monkeypatch):
     monkeypatch.setenv("HOSTEL_DEBUG", "1")
     process = begin("exec", "none", "--", "true")
     out, said = process.communicate()
-    assert not out and b"Traceback" in said and b"there is no VM or container named 'none'" in said and process.returncode == 125
+    assert not out and b"Traceback" in said and b"there is no VM or container named 'none'" in said
+    assert process.returncode == 125
 
 
 def test_signals_reach_it(begin):
