@@ -632,7 +632,12 @@ class _Creation:
         return f"signal {status & 127}" if status & 127 else f"exit status {status >> 8}"
 
     def _end_processes(self) -> None:
-        for pid in [*self.pids, *stage.stragglers(self.name)]:
+        self._end(self.pids)
+        self._end(stage.stragglers(self.name))  # looked for when there is nobody who could clone another
+
+    @staticmethod
+    def _end(pids: "list[int]") -> None:
+        for pid in pids:
             try:
                 os.kill(pid, _SIGKILL)
                 os.waitpid(pid, 0)
