@@ -75,7 +75,7 @@ def test_paused_and_ended(bare, capsys):
     assert json.loads(capsys.readouterr().out)[0]["mips"] == 0
     vm.kill()
     assert main(["top", "--once"]) == 0
-    assert capsys.readouterr().out == "no VM is running\n"
+    assert capsys.readouterr().out == "no VM or container is running\n"
     assert main(["top", "bare"]) == 125
     assert capsys.readouterr().err == "hostel: 'bare' is not running\n"
     for args in (["--interval", "0"], ["--interval", "x"], ["nobody"]):
@@ -102,7 +102,7 @@ def test_live_on_a_terminal(bare):
     read_until(b"MIPS")
     read_until(b"bare ")
     vm.kill()
-    read_until(b"no VM is running")
+    read_until(b"no VM or container is running")
     os.write(ours, b"q")
     read_until(b"\x1b[?25h\x1b[?1049l")  # the screen and the cursor are back
     assert top.wait(10) == 0

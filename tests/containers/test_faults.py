@@ -1,5 +1,6 @@
 """Whatever step of create fails, nothing is left: no mount, cgroup, namespace, process, file or descriptor."""
 
+import contextlib
 import os
 import random
 import signal
@@ -23,12 +24,21 @@ def leftovers(root):
     found = [str(path) for path in Path(root).glob("*") if not path.name.startswith(".")]
     found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{ID}")]
     found += [line for line in open("/proc/self/mountinfo") if "/bundle/" in line]
-    try:
-        pid, _ = os.waitpid(-1, os.WNOHANG)
-        found.append(f"a child, {pid}")
-    except ChildProcessError:
-        pass
-    return found
+    return found + [f"a child, {pid}" for pid in children() - others]
+
+
+def children():
+    return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+
+
+@pytest.fixture(autouse=True)
+def without_others():
+    """What other tests have begun is none of ours."""
+    global others
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    others = children()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from hostel.containers import engine
 from hostel.containers.store import Folder
 from hostel.spec.container import ContainerState
 
+_monitors: set[int] = set()   # this process's children; those that have ended are waited for when the next one starts
 START_TIMEOUT = 120.0         # an image may have to be unpacked; seconds
 _ENVIRONMENT = ("HOME", "LANG", "PATH", "TMPDIR", "XDG_RUNTIME_DIR")
 # The interpreter is isolated (-I) and reads no site-packages until a hand needs them: where they are is told here.
@@ -88,8 +89,11 @@ def _spawn(argv: list[str], environment: dict[str, str], log: int, keep: set[int
     """In a session of its own, and as what orphans of the container go to (PR_SET_CHILD_SUBREAPER, which stays over
     exec)."""
     sys.stderr.flush()
+    for ended in {pid for pid in _monitors if _has_ended(pid)}:
+        _monitors.discard(ended)
     pid = os.fork()
     if pid:
+        _monitors.add(pid)
         return pid
     try:
         os.setsid()
@@ -110,6 +114,14 @@ def _spawn(argv: list[str], environment: dict[str, str], log: int, keep: set[int
         os.execve(argv[0], argv, environment)
     finally:
         os._exit(127)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether this child has, and is remembered by nobody any more."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def kill(folder: Folder) -> None:

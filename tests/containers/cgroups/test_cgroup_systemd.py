@@ -28,7 +28,6 @@ mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
 mount -t sysfs sysfs sys
 mount -t tmpfs tmpfs run
-mount -t tmpfs tmpfs tmp
 mount --rbind /dev dev
 mount -t tmpfs tmpfs sys/fs/cgroup
 {1}
