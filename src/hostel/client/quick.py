@@ -34,12 +34,13 @@ def ask(argv: list[str]) -> int | None:
             sock.send(b"go")
             sock.settimeout(None)
             status = int(sock.recv(_REQUEST_MAX).rpartition(b" ")[2].rstrip(b"}"))
+        except (OSError, ValueError):
+            os.write(2, b"hostel: the process that runs commands has gone, and how this one ended isn't known\n")
+            return 125
         finally:
             for number, action in before:
                 _signal.signal(number, action)
             os.close(pidfd)
-    except (OSError, ValueError):
-        return None if not pid else 125
     finally:
         sock.close()
     if status < 0:
