@@ -22,8 +22,8 @@ def run(container: Container, args: argparse.Namespace) -> int:
         raise UsageError(f"logs: --tail takes a number of lines, not {args.tail}")
     path = container.folder / "container.log"
     at = path.stat().st_size if path.exists() else 0
-    entries: Iterable[dict[str, Any]] = container.log_entries(time.time() - parse_seconds(args.since or "0s")
-                                                             if args.since else 0.0)  # fmt: skip
+    since = time.time() - parse_seconds(args.since) if args.since else 0.0
+    entries: Iterable[dict[str, Any]] = container.log_entries(since, at if args.follow else None)
     if args.tail is not None:
         entries = deque((line for entry in entries for line in _lines(entry)), maxlen=args.tail)
     for entry in entries:

@@ -31,25 +31,25 @@ def run(args: argparse.Namespace) -> int:
         path = vm.folder / "worker.log"
         out.write(path.read_bytes() if path.exists() else b"")
         return 0
-    out.write(vm.logs())
-    out.flush()
-    if args.follow:
-        try:
-            _follow(vm, out)
-        except KeyboardInterrupt:
-            return 130
+    if not args.follow:
+        out.write(vm.logs())
+        return 0
+    older = vm.folder / "console.log.1"
+    out.write(older.read_bytes() if older.exists() else b"")
+    try:
+        _follow(vm, out)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
 def _follow(vm, out) -> None:
     path = vm.folder / "console.log"
     file = None
-    at = path.stat().st_size if path.exists() else 0
     while True:
         live = vm.state.state in ("starting", "running", "paused")
         if file is None and path.exists():
             file = path.open("rb")
-            file.seek(at)
         data = file.read() if file else b""
         if data:
             out.write(data)
@@ -58,7 +58,7 @@ def _follow(vm, out) -> None:
             return
         elif file and path.exists() and path.stat().st_ino != _inode(file):  # turned over
             file.close()
-            file, at = None, 0
+            file = None
         else:
             time.sleep(0.1)
 

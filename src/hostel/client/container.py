@@ -120,13 +120,17 @@ class Container:
 
         return explain(self._folder)
 
-    def log_entries(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
+    def log_entries(self, since: float = 0.0, end: int | None = None) -> Iterator[dict[str, Any]]:
         """What it wrote, as far as that is kept: ``time``, ``stream``, ``log`` (text; bytes that aren't UTF-8 are
-        surrogates)."""
-        for name in ("container.log.1", "container.log"):
+        surrogates). Of container.log only the first ``end`` bytes are read."""
+        for name, limit in (("container.log.1", None), ("container.log", end)):
             try:
                 with open(self.folder / name, "rb") as file:
+                    at = 0
                     for line in file:
+                        at += len(line)
+                        if limit is not None and at > limit:
+                            break
                         entry = parse_log(line)
                         if entry and entry["time"] >= since:
                             yield entry
