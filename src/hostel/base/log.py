@@ -55,3 +55,13 @@ class Log:
     def _open(self) -> None:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._size = os.fstat(self._fd).st_size
+
+
+def last_line(path: "str | os.PathLike[str]") -> str:
+    """For people who wonder why the process that wrote it has ended."""
+    try:
+        with open(path, errors="replace") as file:
+            lines = file.read().strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1][:300] if lines else "it left no log"

@@ -4,18 +4,23 @@ else for a moment whoever removes it.
 The file that describes it is the first to go when it is removed, so that a folder without one is leftovers.
 """
 
+import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from hostel.base import atomic
 from hostel.base.errors import MachineError
 from hostel.base.linux import lock
 
+FORGOTTEN = 60.0              # seconds after the end of what was to be removed with it
+
 
 class OwnedFolder:
     kind = ""                         # what it is of, for people
     described_by = ""
+    live: tuple[str, ...] = ()        # states in which it has an owner
 
     def __init__(self, path: Path):
         self.path = path
@@ -24,14 +29,7 @@ class OwnedFolder:
 
     def owned(self) -> bool:
         """Whether a process holds the lock."""
-        try:
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            return lock.is_taken(fd)
-        finally:
-            os.close(fd)
+        return lock.is_held(self.path / "lock")
 
     def wait_free(self, seconds: float) -> bool:
         """Return once no process owns it, or when the time is over: whether none does."""
@@ -58,6 +56,77 @@ class OwnedFolder:
             pass
         os.close(fd)
         raise MachineError(f"'{self.name}' is running")
+
+    # -- its name
+
+    def says(self) -> str:
+        """The state that it is in, in a word."""
+        raise NotImplementedError
+
+    def is_unwanted(self) -> bool:
+        """Whether it was to go with its end, which came before it could. ``MachineError`` where that can't be read."""
+        raise NotImplementedError
+
+    def is_leftover(self) -> bool:
+        """What nobody owns or wants: an interrupted removal, or one that is unwanted."""
+        if self.owned():
+            return False
+        if not (self.path / self.described_by).exists():
+            return True
+        try:
+            return self.is_unwanted()
+        except MachineError:
+            return False
+
+    def is_forgotten(self) -> bool:
+        """The same, and for some time: who started it may want to see how it ended."""
+        try:
+            return time.time() - (self.path / "state.json").stat().st_mtime > FORGOTTEN and self.is_leftover()
+        except OSError:
+            return False
+
+    def check_free(self) -> None:
+        """``MachineError`` where ``claim`` would find the name taken."""
+        if self.path.exists() and not self.is_leftover():
+            raise self.taken()
+
+    def taken(self) -> MachineError:
+        state = self.says()
+        hint = f"'hostel stop {self.name}' ends it" if state in self.live else f"'hostel rm {self.name}' removes it"
+        return MachineError(
+            f"a {self.kind} named '{self.name}' exists already ({state}); choose another name, or {hint}"
+        )
+
+    def claim(self, fill: Callable[[Path, Path], None], mode: int | None = None) -> bool:
+        """Make the folder, whole or not at all: ``fill(new, path)`` puts files into one beside it that is to become
+        ``path``. ``mode`` is for the folder that it is in. False where the name is taken."""
+        if self.path.exists():
+            if not self.is_leftover():
+                return False
+            try:
+                self.remove()
+            except MachineError:
+                return False
+        home = self.path.parent
+        with atomic.told(home):
+            home.mkdir(parents=True, exist_ok=True)
+            if mode is not None:
+                home.chmod(mode)
+            new = atomic.new_folder(home, ".new-")
+        try:
+            fill(new, self.path)
+            with atomic.told(self.path):
+                try:
+                    os.rename(new, self.path)  # onto a folder that isn't empty it fails: that name is taken
+                except OSError as e:
+                    if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    atomic.remove_folder(new)
+                    return False
+        except BaseException:
+            atomic.remove_folder(new)
+            raise
+        return True
 
     def drop_socket(self) -> None:
         """Nobody is behind it any more."""

@@ -58,8 +58,8 @@ def check_free(name: str) -> None:
     """``MachineError`` where the name is taken."""
     from hostel.vm import store as vms
 
-    vms.check_free(name)
+    vms.Folder(paths.vms() / name).check_free()
     if is_container(name):
         from hostel.containers import store as containers
 
-        containers.check_free(name)
+        containers.Folder(paths.containers() / name).check_free()

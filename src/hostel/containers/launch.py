@@ -10,11 +10,11 @@ import select
 import signal
 import sys
 import time
-from pathlib import Path
 
 from hostel.base.errors import ContainerError
 from hostel.base.leash import Leash, first_word, make_leash
 from hostel.base.linux import prctl
+from hostel.base.log import last_line
 from hostel.containers import engine
 from hostel.containers.store import Folder
 from hostel.spec.container import ContainerState
@@ -80,7 +80,8 @@ def _start(folder: Folder, owner: int, held: bool, attached: bool) -> Leash | No
         return leash
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)  # with which the folder is ours alone again
-    error = ContainerError(word.get("error") or f"the monitor ended at its start: {_last_line(folder)}")
+    said = word.get("error") or f"the monitor ended at its start: {last_line(folder.path / 'monitor.log')}"
+    error = ContainerError(said)
     error.status = word.get("status") or error.status
     raise error
 
@@ -144,11 +145,3 @@ def kill(folder: Folder) -> None:
             state="stopped", created=state.created, started=state.started, stopped=time.time(), reason="killed",
             exit_status=137,
         ))
-
-
-def _last_line(folder: Folder) -> str:
-    try:
-        lines = Path(folder.path / "monitor.log").read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1][:300] if lines else "it left no log"

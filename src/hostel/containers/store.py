@@ -7,7 +7,6 @@ after a monitor that was killed (containers/engine). A folder appears whole, and
 """
 
 import contextlib
-import errno
 import os
 import time
 from pathlib import Path
@@ -20,13 +19,11 @@ from hostel.base.names import new_name
 from hostel.base.owned import OwnedFolder
 from hostel.spec.container import LIVE, VERSION, ContainerSpec, ContainerState
 
-FORGOTTEN = 60.0              # seconds after the end of a container that was to be removed with it
-
 
 class Folder(OwnedFolder):
     """One container's folder."""
 
-    kind, described_by = "container", "container.json"
+    kind, described_by, live = "container", "container.json", LIVE
 
     def spec(self) -> ContainerSpec:
         file = self.path / "container.json"
@@ -63,6 +60,12 @@ class Folder(OwnedFolder):
     def write_state(self, state: ContainerState) -> None:
         atomic.write(self.path / "state.json", msgspec.json.encode(state) + b"\n", durable=state.state not in LIVE)
 
+    def says(self) -> str:
+        return self.state().state
+
+    def is_unwanted(self) -> bool:
+        """What a killed monitor left running isn't: that wants clearing up first."""
+        return self.read_state().state in ("stopped", "died") and self.spec().remove
 
     def delete(self) -> None:
         """Its root is unmounted first, and its image no longer in use by it."""
@@ -89,7 +92,7 @@ def folders() -> list[Folder]:
         folder = Folder(paths.containers() / name)
         if name.startswith(".") or not (folder.path / "container.json").exists():
             continue
-        if _is_forgotten(folder):
+        if folder.is_forgotten():
             with contextlib.suppress(MachineError):
                 folder.remove()
                 continue
@@ -100,78 +103,22 @@ def folders() -> list[Folder]:
 def create(spec: ContainerSpec) -> Folder:
     """Make ``containers/NAME`` for ``spec``; an empty name is replaced by one that is made up."""
     generated = not spec.name
+
+    def put(new: Path, path: Path) -> None:
+        with atomic.told(path):
+            write_spec(new, spec)
+            (new / "state.json").write_bytes(msgspec.json.encode(ContainerState(created=time.time())) + b"\n")
+
     for _ in range(100):
         spec.name = new_name() if generated else spec.name
         folder = Folder(paths.containers() / spec.name)
-        if not (generated and (paths.vms() / spec.name).exists()) and _claim(folder, spec):
-            return folder
+        if not (generated and (paths.vms() / spec.name).exists()):
+            # the container's own user may have to pass the folder of them all, where it isn't root
+            if folder.claim(put, 0o711):
+                return folder
         if not generated:
             break
-    raise taken(folder)
-
-
-def check_free(name: str) -> None:
-    """``MachineError`` where ``create`` would find the name taken."""
-    folder = Folder(paths.containers() / name)
-    if folder.path.exists() and not _is_leftover(folder):
-        raise taken(folder)
-
-
-def taken(folder: Folder) -> MachineError:
-    name, state = folder.name, folder.state().state
-    hint = f"'hostel rm {name}' removes it" if state not in LIVE else f"'hostel stop {name}' ends it"
-    return MachineError(f"a container named '{name}' exists already ({state}); choose another name, or {hint}")
-
-
-def _is_leftover(folder: Folder) -> bool:
-    """What nobody owns or wants: an interrupted removal, or one that was to go with its end and whose end came before
-    it could. What a killed monitor left running isn't: that wants clearing up first."""
-    if folder.owned():
-        return False
-    if not (folder.path / "container.json").exists():
-        return True
-    try:
-        return folder.read_state().state in ("stopped", "died") and folder.spec().remove
-    except MachineError:
-        return False
-
-
-def _is_forgotten(folder: Folder) -> bool:
-    try:
-        return time.time() - (folder.path / "state.json").stat().st_mtime > FORGOTTEN and _is_leftover(folder)
-    except OSError:
-        return False
-
-
-def _claim(folder: Folder, spec: ContainerSpec) -> bool:
-    if folder.path.exists():
-        if not _is_leftover(folder):
-            return False
-        try:
-            folder.remove()
-        except MachineError:
-            return False
-    home = paths.containers()
-    with atomic.told(home):
-        home.mkdir(parents=True, exist_ok=True)
-        home.chmod(0o711)  # the container's own user may have to pass, where it isn't root
-        new = atomic.new_folder(home, ".new-")
-    try:
-        with atomic.told(folder.path):
-            write_spec(new, spec)
-            state = ContainerState(created=time.time())
-            (new / "state.json").write_bytes(msgspec.json.encode(state) + b"\n")
-            try:
-                os.rename(new, folder.path)  # onto a folder that isn't empty it fails: that name is taken
-            except OSError as e:
-                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                atomic.remove_folder(new)
-                return False
-    except BaseException:
-        atomic.remove_folder(new)
-        raise
-    return True
+    raise folder.taken()
 
 
 def write_spec(folder: Path, spec: ContainerSpec) -> None:

@@ -27,6 +27,7 @@ import msgspec
 from hostel.base import atomic, paths
 from hostel.base.errors import MachineError, NetworkError
 from hostel.base.linux import lock
+from hostel.base.log import last_line
 from hostel.base.toml import write_toml
 from hostel.net import bridge
 from hostel.spec.net import NETWORK_VERSION, NetworkSpec, check_network_name, check_network_spec
@@ -64,14 +65,7 @@ class NetworkFolder:
 
     def running(self) -> bool:
         """Whether its process lives."""
-        try:
-            fd = os.open(self.path / "owner", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            return lock.is_taken(fd)
-        finally:
-            os.close(fd)
+        return lock.is_held(self.path / "owner")
 
     def inspect(self) -> dict[str, Any]:
         """The process's word: pid, cards, counters; empty where it doesn't run."""
@@ -140,17 +134,10 @@ class NetworkFolder:
             if not ready or not os.read(reader, 1):
                 process.kill()
                 process.wait()
-                raise NetworkError(f"the network '{self.name}' didn't start: {self._last_line()}")
+                raise NetworkError(f"the network '{self.name}' didn't start: {last_line(self.path / 'net.log')}")
         finally:
             os.close(reader)
         process.returncode = 0  # whose child it is doesn't matter: nobody waits for it
-
-    def _last_line(self) -> str:
-        try:
-            lines = (self.path / "net.log").read_text(errors="replace").strip().splitlines()
-        except OSError:
-            lines = []
-        return lines[-1][:300] if lines else "it left no log"
 
 
 def settings_of(spec: NetworkSpec) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from hostel.base.errors import MachineError
 from hostel.base.leash import Leash, first_word, make_leash
+from hostel.base.log import last_line
 from hostel.base.units import format_rough
 from hostel.spec.vm import VmSpec, VmState
 from hostel.vm import zygote
@@ -124,7 +125,7 @@ def _started(
     if not word:
         status = worker.wait()
         how = "" if status is None else f" by signal {-status}" if status < 0 else f" with status {status}"
-        raise MachineError(f"the worker ended{how} at its start: {_last_line(folder)}")
+        raise MachineError(f"the worker ended{how} at its start: {last_line(log)}")
     if "error" in word:
         worker.wait()
         raise MachineError(word["error"])
@@ -159,11 +160,3 @@ def kill(folder: Folder, reason: str = "killed") -> None:
                 state="stopped", created=state.created, started=state.started, stopped=time.time(), reason=reason
             )
         )
-
-
-def _last_line(folder: Folder) -> str:
-    try:
-        lines = (folder.path / "worker.log").read_text(errors="replace").strip().splitlines()
-    except OSError:
-        return "it left no log"
-    return lines[-1][:300] if lines else "it left no log"

@@ -7,7 +7,6 @@ folder without one is leftovers, which the next VM of that name sweeps away.
 """
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Callable
@@ -24,13 +23,13 @@ from hostel.base.units import format_size, parse_size
 from hostel.spec.vm import VERSION, VmSpec, VmState
 
 STATE_SIZE = 1024             # bytes of a state that is written in its place
-FORGOTTEN = 60.0              # seconds after the end of a VM that was to be removed with it
 LIVE = ("starting", "running", "paused")
+
 
 class Folder(OwnedFolder):
     """One VM's folder."""
 
-    kind, described_by = "VM", "vm.toml"
+    kind, described_by, live = "VM", "vm.toml", LIVE
 
     def spec(self) -> VmSpec:
         import tomllib  # not for those that make a VM or talk to one
@@ -96,6 +95,15 @@ class Folder(OwnedFolder):
         """Whether it is a fork that never said how it does: it is being made, or will never be."""
         return self._read_state().state == "unborn"
 
+    def says(self) -> str:
+        return self.state().state
+
+    def is_unwanted(self) -> bool:
+        state = self.state()
+        if state.reason == "suspended":
+            return False
+        return self.is_unborn() or self.spec().remove and state.state in ("died", "stopped")
+
 
 class HeldFolder(Folder):
     """One to which the process that owns it has no way: it has what it needs open."""
@@ -137,7 +145,7 @@ def folders() -> list[Folder]:
         if (folder.path / "vm.toml").exists():
             if folder.is_unborn():
                 continue
-            if _is_forgotten(folder):
+            if folder.is_forgotten():
                 with contextlib.suppress(MachineError):
                     folder.remove()
                     atomic.remove_folder(paths.disks() / name)
@@ -170,86 +178,26 @@ def create(spec: VmSpec, fill: Callable[[Path, Path], None] | None = None, unbor
     crashes soon, as the running machine is that it is made for.
     """
     generated = not spec.name
+    state = VmState(state="unborn" if unborn else "created", created=time.time())
+
+    def put(new: Path, path: Path) -> None:
+        if fill:
+            fill(new, path)
+        with atomic.told(path):
+            (new / "vm.toml").write_text(write_toml(_described(spec)))
+            (new / "state.json").write_bytes(msgspec.json.encode(state) + b"\n")
+            if not unborn:
+                for name in ("vm.toml", "state.json", "."):
+                    atomic.sync_file(new / name)
+
     for _ in range(100):
-        name = new_name() if generated else spec.name
-        folder = Folder(paths.vms() / name)
-        spec.name = name
-        if _claim(folder, spec, fill, unborn):
+        spec.name = new_name() if generated else spec.name
+        folder = Folder(paths.vms() / spec.name)
+        if folder.claim(put):
             return folder
         if not generated:
             break
-    raise _taken(folder)
-
-
-def check_free(name: str) -> None:
-    """``MachineError`` where ``create`` would find the name taken."""
-    folder = Folder(paths.vms() / name)
-    if folder.path.exists() and not _is_leftover(folder):
-        raise _taken(folder)
-
-
-def _taken(folder: Folder) -> MachineError:
-    name, state = folder.name, folder.state().state
-    hint = f"'hostel rm {name}' removes it" if state not in LIVE else f"'hostel stop {name}' ends it"
-    return MachineError(f"a VM named '{name}' exists already ({state}); choose another name, or {hint}")
-
-
-def _is_leftover(folder: Folder) -> bool:
-    """What nobody owns or wants: an interrupted removal, or a VM to be removed with its end whose worker was
-    killed before it could."""
-    if folder.owned():
-        return False
-    if not (folder.path / "vm.toml").exists():
-        return True
-    try:
-        state = folder.state()
-        if state.reason == "suspended":
-            return False
-        return folder.is_unborn() or folder.spec().remove and state.state in ("died", "stopped")
-    except MachineError:
-        return False
-
-
-def _is_forgotten(folder: Folder) -> bool:
-    try:
-        return time.time() - (folder.path / "state.json").stat().st_mtime > FORGOTTEN and _is_leftover(folder)
-    except OSError:
-        return False
-
-
-def _claim(folder: Folder, spec: VmSpec, fill: Callable[[Path, Path], None] | None, unborn: bool) -> bool:
-    if folder.path.exists():
-        if not _is_leftover(folder):
-            return False
-        try:
-            folder.remove()
-        except MachineError:
-            return False
-    vms = paths.vms()
-    with atomic.told(vms):
-        vms.mkdir(parents=True, exist_ok=True)
-        new = Folder(atomic.new_folder(vms, ".new-"))
-    try:
-        if fill:
-            fill(new.path, folder.path)
-        state = VmState(state="unborn" if unborn else "created", created=time.time())
-        with atomic.told(folder.path):
-            (new.path / "vm.toml").write_text(write_toml(_described(spec)))
-            (new.path / "state.json").write_bytes(msgspec.json.encode(state) + b"\n")
-            if not unborn:
-                for name in ("vm.toml", "state.json", "."):
-                    atomic.sync_file(new.path / name)
-            try:
-                os.rename(new.path, folder.path)  # onto a folder that isn't empty it fails: that name is taken
-            except OSError as e:
-                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                atomic.remove_folder(new.path)
-                return False
-    except BaseException:
-        atomic.remove_folder(new.path)
-        raise
-    return True
+    raise folder.taken()
 
 
 def _described(spec: VmSpec) -> dict:

@@ -5,6 +5,7 @@ attempt fail.
 """
 
 import fcntl
+import os
 import struct
 
 # struct flock: short l_type, short l_whence, off_t l_start, off_t l_len, pid_t l_pid (0 for OFD locks)
@@ -23,3 +24,15 @@ def take(fd: int) -> bool:
 def is_taken(fd: int) -> bool:
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def is_held(path: "str | os.PathLike[str]") -> bool:
+    """Whether a process has locked the file at ``path``, which need not be there."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return is_taken(fd)
+    finally:
+        os.close(fd)
