@@ -11,21 +11,12 @@ import time
 import pytest
 from terminal import Terminal
 
-from hostel.cli.main import main
 from hostel.client.container import Container
 
 
 @pytest.fixture
-def hostel(box, capfd):
-    """``hostel(words...)``: status, stdout, stderr."""
-
-    def hostel(*words):
-        capfd.readouterr()
-        status = main([*map(str, words)])
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return hostel
+def hostel(box, typed):
+    return typed
 
 
 def program(*words, **options):

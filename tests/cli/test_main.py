@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from answers import fails
 
 from hostel.cli.main import COMMANDS, main
 from hostel.client import machines
@@ -36,24 +37,8 @@ def images(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def hostel(fake, images, capfd):
-    """``hostel(words...)``: what the command gives: status, stdout, stderr."""
-
-    def hostel(*words):
-        capfd.readouterr()
-        status = main([*map(str, words)])
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return hostel
-
-
-def fails(result, pattern, status=125):
-    got, out, err = result
-    assert got == status, err
-    assert out == ""
-    assert err.startswith("hostel: ") and err.count("\n") == 1, err
-    assert re.search(pattern, err), err
+def hostel(fake, images, typed):
+    return typed
 
 
 def test_help_and_version(hostel):

@@ -1,33 +1,16 @@
 """Snapshots and forks from the command line, around a fake guest: one line for each mistake, and a status."""
 
-import re
 
 import pytest
+from answers import fails
 
-from hostel.cli.main import main
 from hostel.client.vm import VM
 from hostel.spec.net import NicSpec
 
 
 @pytest.fixture
-def hostel(fake, capfd):
-    """``hostel(words...)``: what the command gives: status, stdout, stderr."""
-
-    def hostel(*words):
-        capfd.readouterr()
-        status = main([*map(str, words)])
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return hostel
-
-
-def fails(result, pattern, status=125):
-    got, out, err = result
-    assert got == status, result
-    assert out == ""
-    assert err.startswith("hostel: ") and err.count("\n") == 1, err
-    assert re.search(pattern, err), err
+def hostel(fake, typed):
+    return typed
 
 
 WORDS = [

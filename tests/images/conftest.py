@@ -19,12 +19,6 @@ def mirror():
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOSTEL_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def archive(mirror, tmp_path):
     """Makes archives on the mirror that try three times without a pause."""
     keyring = tmp_path / "keyring.gpg"

@@ -25,22 +25,6 @@ from hostel.vm import snapshot as snapshots
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOSTEL_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def clean(guests, home):
-    """A home in which nothing is left at the end, and of which no process."""
-    yield
-    for vm in VM.list():
-        vm.rm(force=True)
-    assert left(home) == []
-    all_gone(home)
-
-
-@pytest.fixture
 def disk(tmp_path):
     """A disk of a user's, 16 MiB."""
     create.create(tmp_path / "disk.qcow2", 16 << 20, create.Options())
