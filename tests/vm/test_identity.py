@@ -75,6 +75,17 @@ def test_a_guest_becomes_another(vm):
     assert shell(vm, "ps | grep -c '[s]leep 2000'; ps | grep '[s]leep 1000' || true").split() == ["1"]
 
 
+def test_what_a_lease_said_before_is_not_done_late(vm):
+    script = "/etc/udhcpc/default.script"
+    late = "touch began$n; sleep 3; touch late$n"
+    shell(vm, f"sed -i -e 's/^bound.*/&\\n{late}/' -e '2s,^,cd /tmp; n=1;,' {script}")
+    assert identity(vm, "renew=eth0") == (0, "")
+    shell(vm, f"until [ -e /tmp/began1 ]; do usleep 10000; done; sed -i s/n=1/n=2/ {script}")
+    assert identity(vm, "renew=eth0", "hostname=another") == (0, "")
+    shell(vm, "wait-network 60; sleep 4")
+    assert shell(vm, "cd /tmp; ls began* late*; hostname") == "began1\nbegan2\nlate2\nanother\n"
+
+
 def test_a_lease_is_renewed(vm):
     shell(vm, "ip addr flush dev eth0")
     for card in ("eth0", vm.spec.nics[0].mac):

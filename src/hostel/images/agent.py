@@ -23,7 +23,7 @@ from hostel.images import agent_bytes, agent_copy, agent_forward, agent_identity
 from hostel.images.agent_bytes import append, begins, found, least, length, number, same
 from hostel.images.agent_copy import receive, send
 from hostel.images.agent_forward import connect
-from hostel.images.agent_identity import forget_lease, identity, start_client
+from hostel.images.agent_identity import end_clients, identity, start_client
 from hostel.images.agent_mount import mount
 from hostel.images.agent_root import enter_root
 from hostel.images.tiny import buffer, copy, load8, load16, load32, load64, store8, store32, store64, syscall, text
@@ -409,7 +409,7 @@ def start(stream: int, data: int, size: int) -> int:
             # At once, and by nobody else: what is asked for behind it finds it done.
             tell(STARTED, stream, 0)
             return tell_two(EXITED, stream, identity(ARGV + 16), 0)
-        forget_lease()
+        end_clients(ARGV + 16)
     slot = free_slot()
     if not slot:
         return tell_two(FAILED, stream, STAGE_SETUP, EAGAIN)

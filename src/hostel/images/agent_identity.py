@@ -16,9 +16,10 @@ commands alone. The agent does all of it but ``mac`` and ``renew`` itself, befor
 
 What goes wrong is a line on standard error, and the others are done all the same; the exit status is the first errno.
 
-The lease: the micro image's DHCP client has left its process id in /run/udhcpc.CARD; it is ended, and another one
-started as at boot. /etc/resolv.conf is empty until that has its lease (wait-network looks there). systemd-networkd asks
-for a lease by itself when it sees the link come up. What else was configured by hand, as routes, goes with the link.
+The lease: the micro image's DHCP client has left its process id in /run/udhcpc.CARD; before all else the agent ends it,
+and another one is started as at boot. /etc/resolv.conf is empty until that has its lease (wait-network looks there).
+systemd-networkd asks for a lease by itself when it sees the link come up. What else was configured by hand, as routes,
+goes with the link.
 
 Limits: who has read the machine id keeps the old one until it starts again (systemd-journald: journalctl shows nothing
 before). A Debian's SSH host keys stay. Debians made before this command answer with status 1 and say nothing.
@@ -61,7 +62,6 @@ POOL = buffer(80)  # struct rand_pool_info
 CLOCK = buffer(32)
 HOSTS = buffer(0x4000)
 HOSTS_NEW = buffer(0x4400)
-OLD_NAME = buffer(72)
 CARD_NAME = buffer(48)  # struct ifreq
 NEW_MAC = buffer(8)
 CLIENT = buffer(64)
@@ -259,9 +259,6 @@ def set_hostname(name: int) -> int:
     size = length(name)
     if not size or size > 64:
         return EINVAL
-    n = read_text(text("/proc/sys/kernel/hostname"), OLD_NAME, 72)
-    if n > 0:
-        store8(OLD_NAME + n - 1, 0)
     error = -syscall(SETHOSTNAME, name, size)
     if error:
         return error
@@ -348,6 +345,16 @@ def renew(value: int) -> int:
     return change_card(value, length(value), 0)
 
 
+def open_link() -> int:
+    """0 or an errno."""
+    global link_socket
+    if link_socket < 0:
+        link_socket = syscall(SOCKET, 2, 0x80002, 0)  # AF_INET, SOCK_DGRAM | SOCK_CLOEXEC
+        if link_socket < 0:
+            return -link_socket
+    return 0
+
+
 def link_ioctl(request: int) -> int:
     return syscall(IOCTL, link_socket, request, CARD_NAME)
 
@@ -378,19 +385,24 @@ def find_card(card: int, size: int) -> int:
     return 0
 
 
-def change_card(card: int, size: int, new_mac: int) -> int:
-    """The link goes down and comes up, with NEW_MAC if that is wanted, and the card asks for a lease anew."""
-    global link_socket
-    if link_socket < 0:
-        link_socket = syscall(SOCKET, 2, 0x80002, 0)  # AF_INET, SOCK_DGRAM | SOCK_CLOEXEC
-        if link_socket < 0:
-            return -link_socket
+def flags_of(card: int, size: int) -> int:
+    """Of the card, whose name is at CARD_NAME then; or -errno."""
     error = find_card(card, size)
     if not error:
         error = -link_ioctl(SIOCGIFFLAGS)
     if error:
+        return -error
+    return load16(CARD_NAME + 16)
+
+
+def change_card(card: int, size: int, new_mac: int) -> int:
+    """The link goes down and comes up, with NEW_MAC if that is wanted, and the card asks for a lease anew."""
+    error = open_link()
+    if error:
         return error
-    flags = load16(CARD_NAME + 16)
+    flags = flags_of(card, size)
+    if flags < 0:
+        return -flags
     if flags & IFF_UP:
         store16(CARD_NAME + 16, flags - IFF_UP)
         error = -link_ioctl(SIOCSIFFLAGS)
@@ -410,11 +422,40 @@ def change_card(card: int, size: int, new_mac: int) -> int:
     return error
 
 
-def forget_lease() -> int:
-    """Where the first card has a DHCP client of the agent's: whoever waits for the network from now on (wait-network)
-    waits for what comes."""
-    if read_text(text("/run/udhcpc.eth0"), LINE, 16) > 0:
-        return rewrite(text("/etc/resolv.conf"), LINE, 0)
+def end_clients(argv: int) -> int:
+    """Of the cards that will ask for a lease anew: their DHCP clients of the agent's end, with the script of each,
+    which may be about to set what the old lease says. Whoever waits for the network from now on (wait-network) waits
+    for what comes. ``argv`` is identity's."""
+    global link_socket
+    if open_link():
+        return 0
+    while load64(argv):
+        card = begins(load64(argv), text("mac="))
+        if card:
+            end_client(card, length(card) - 18)
+        card = begins(load64(argv), text("renew="))
+        if card:
+            end_client(card, length(card))
+        argv += 8
+    syscall(CLOSE, link_socket)
+    link_socket = -1
+    return 0
+
+
+def end_client(card: int, size: int) -> int:
+    if size <= 0:
+        return 0
+    flags = flags_of(card, size)
+    if flags < 0 or not flags & IFF_UP:
+        return 0
+    append(append(CLIENT, text("/dev/.hostel/run/udhcpc.")), CARD_NAME)
+    n = read_text(CLIENT, LINE, 16)
+    if n <= 0:
+        append(append(CLIENT, text("/run/udhcpc.")), CARD_NAME)
+        n = read_text(CLIENT, LINE, 16)
+    if n > 0 and number(LINE) > 1:
+        syscall(KILL, -number(LINE), SIGKILL)
+        rewrite(text("/etc/resolv.conf"), LINE, 0)
     return 0
 
 
@@ -425,10 +466,6 @@ def restart_client() -> int:
     append(append(CLIENT, text("/run/udhcpc.")), CARD_NAME)
     if read_text(CLIENT, LINE, 16) <= 0:
         return 0
-    pid = number(LINE)
-    if pid > 1:
-        syscall(KILL, pid, SIGKILL)
-    rewrite(text("/etc/resolv.conf"), LINE, 0)
     return start_client(CARD_NAME)
 
 

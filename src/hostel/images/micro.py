@@ -194,6 +194,7 @@ SCRIPTS = {
 case $1 in
 deconfig)
     ip -4 addr flush dev $interface 2>/dev/null
+    rm -f /etc/resolv.conf.$interface
     ip link set $interface up ;;
 bound|renew)
     ip addr replace $ip/$mask broadcast + dev $interface
