@@ -8,6 +8,7 @@ from bench.rows import (
     boot,
     compute,
     container_engine,
+    container_life,
     debian,
     debian_disk,
     disks,
@@ -59,6 +60,7 @@ SUITES: dict[str, dict[str, Group]] = {
     },
     "containers": {
         "oci-images": Group(tuple(oci_images.ROWS)),
+        "container-life": Group(tuple(container_life.ROWS)),
         "container-engine": Group(tuple(container_engine.ROWS)),
     },
 }

@@ -1,5 +1,6 @@
 """Bundles with a busybox for their rootfs, and the runtime as a command, in folders of the test's own."""
 
+import contextlib
 import copy
 import json
 import os
@@ -38,6 +39,27 @@ def busybox() -> str:
 def root_only() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+def nobody(folder: Path) -> dict:
+    """What makes subprocess run something as an ordinary user of the host, who may then look into ``folder``, with the
+    environment for ``nobodys_python``."""
+    while folder != folder.parent:
+        folder.chmod(folder.stat().st_mode | 0o055)
+        folder = folder.parent
+    return {
+        "user": 65534, "group": 65534, "extra_groups": [], "cwd": "/", "capture_output": True, "text": True,
+        "env": {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    }  # fmt: skip
+
+
+def nobodys_python() -> str:
+    """An interpreter that others may run with our sources: ours, or the host's of the same version."""
+    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        with contextlib.suppress(OSError):
+            if subprocess.run([python, "-c", "import hostel.containers.oci"], **nobody(Path("/"))).returncode == 0:
+                return python
+    pytest.skip("no interpreter that an ordinary user may run with our sources")
 
 
 class Bundle:

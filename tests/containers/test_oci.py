@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from tests.containers.bundles import COMMAND
+from tests.containers.bundles import COMMAND, nobody, nobodys_python
 
 from hostel.containers.spec import NAMESPACES
 
@@ -462,24 +462,11 @@ def test_rootless(bundle, tmp_path):
     bundle.write()
     for path in [bundle.folder, *bundle.folder.rglob("*")]:
         os.chown(path, 65534, 65534, follow_symlinks=False)
-    place = tmp_path
-    while place != place.parent:
-        place.chmod(place.stat().st_mode | 0o055)
-        place = place.parent
     root = tmp_path / "rootless"
     root.mkdir()
     os.chown(root, 65534, 65534)
-    nobody = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/", "capture_output": True, "text": True}
-    for python in (COMMAND[0], "/usr/bin/python3"):
-        try:
-            if subprocess.run([python, *COMMAND[1:], "--version"], **nobody).returncode == 0:
-                break
-        except OSError:
-            continue
-    else:
-        pytest.skip("no interpreter that an ordinary user may run with our sources")
-    words = [python, *COMMAND[1:], "--root", str(root), "run", "--bundle", str(bundle.folder), "box"]
-    done = subprocess.run(words, **nobody)
+    words = [nobodys_python(), *COMMAND[1:], "--root", str(root), "run", "--bundle", str(bundle.folder), "box"]
+    done = subprocess.run(words, **nobody(tmp_path))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "0" and lines[1].split() == ["0", "65534", "1"] and lines[2] == "2" and "null" in lines

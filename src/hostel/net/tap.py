@@ -111,7 +111,9 @@ def _interface(request: int, name: str, value: bytes = b"") -> bytes:
 
 
 def _why(error: OSError) -> str:
-    if error.errno in (errno.EPERM, errno.EACCES):
+    if error.errno == errno.EACCES:
+        return "you may not open /dev/net/tun; root can let everybody: chmod 666 /dev/net/tun"
+    if error.errno == errno.EPERM:
         return "permission denied; it takes root, or a tap that 'ip tuntap add NAME mode tap user YOU' has made"
     if error.errno == errno.EBUSY:
         return "another program has it"

@@ -280,7 +280,10 @@ def cpu_features() -> list[str]:
     with open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("flags"):
-                return sorted(set(line.split(":", 1)[1].split()) & GUEST_FEATURES)
+                flags = set(line.split(":", 1)[1].split())
+                if "rdrand" in flags:
+                    flags.add("rdseed")
+                return sorted(flags & GUEST_FEATURES)
     return []
 
 

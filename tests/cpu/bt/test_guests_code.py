@@ -1,5 +1,7 @@
 """Small guests: code that changes, code across pages, exceptions at awkward places."""
 
+from pathlib import Path
+
 from machine import BASE, FRAMES, WINDOW, Machine, run
 from test_guests_paging import HEAD, NONE, fault
 
@@ -388,3 +390,48 @@ main:   mov     dword ptr [FRAMES], 0xC3C0FFC3 // ret; inc eax; ret
 """)
     assert machine.go() == [1, 1, 2]
     assert 0 < machine.engine.vcpus[0].statistics()["self_modifying_writes"] < 50
+
+
+def test_random_numbers():
+    """RDRAND and RDSEED (SDM vol. 2), which hosts have both, one or none of: as CPUID says."""
+    said = run(HEAD + """
+main:   mov     eax, 1
+        cpuid
+        bt      ecx, 30
+        setc    bl
+        movzx   esi, bl
+        mov     eax, 7
+        xor     ecx, ecx
+        cpuid
+        bt      ebx, 18
+        setc    bl
+        movzx   edi, bl
+        SAY     rsi
+        SAY     rdi
+        test    esi, esi
+        jz      3f
+1:      rdrand  r8
+        jnc     1b
+        SAY     r8
+        test    edi, edi
+        jz      3f
+        mov     r10, 100
+2:      rdseed  r9
+        pushf
+        pop     rax
+        jc      4f
+        dec     r10
+        jnz     2b
+4:      SAY     r9
+        and     eax, 0x8D5
+        SAY     rax
+        mov     r9, -1
+        rdseed  r9d
+        shr     r9, 32
+        SAY     r9
+3:      QUIT
+""")
+    flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split())
+    assert said[:2] == [int("rdrand" in flags), int("rdrand" in flags or "rdseed" in flags)]
+    if said[0]:
+        assert said[4:] == [1, 0] and said[2] != said[3]

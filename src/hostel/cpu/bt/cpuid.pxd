@@ -7,3 +7,4 @@ cdef extern from "cpuid.h" nogil:
 cdef int cpuid(VCpu* c, uint32_t leaf, uint32_t subleaf, uint32_t* out) noexcept nogil   # out: eax ebx ecx edx; 0
 cdef bint feature_present(int feature) noexcept nogil
 cdef uint32_t xcr0_allowed         # XCR0 bits that XSETBV accepts
+cdef bint rdseed_by_rdrand         # the host has no RDSEED: a guest's is to be emitted as RDRAND

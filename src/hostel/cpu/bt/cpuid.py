@@ -1,9 +1,10 @@
 """CPUID: which processor the guest sees.
 
 An Ice Lake server by family and model, whose instruction-set bits are those that the translator has rows for
-*and* the host executes, since a guest's instruction runs as itself. What the monitor emulates (paging features,
-APIC modes, XSAVE) doesn't depend on the host. Not announced: MPX, PKU, LA57, TSX, AVX-512, AMX, XSAVES, CET,
-RDT, a PMU, MONITOR.
+*and* the host executes, since a guest's instruction runs as itself (but RDSEED as RDRAND, where a host has that alone:
+Zen 5 is without RDSEED since AMD-SB-7055, and guests that know it come from other hosts). What the monitor emulates
+(paging features, APIC modes, XSAVE) doesn't depend on the host. Not announced: MPX, PKU, LA57, TSX, AVX-512, AMX,
+XSAVES, CET, RDT, a PMU, MONITOR.
 
 Leaves 0x40000000 and on are KVM's (Documentation/virt/kvm/x86/cpuid.rst), for its clock.
 """
@@ -92,7 +93,7 @@ def _host(leaf: uint32_t, subleaf: uint32_t) -> list:
 
 @cython.cfunc
 def _detect():
-    global _ecx1, _edx1, _ebx7, _ecx7, _edx7, _ecx81, _edx81, xcr0_allowed
+    global _ecx1, _edx1, _ebx7, _ecx7, _edx7, _ecx81, _edx81, xcr0_allowed, rdseed_by_rdrand
     i: cython.int
     _, _, ecx1, edx1 = _host(1, 0)
     _, ebx7, ecx7, edx7 = _host(7, 0)
@@ -102,6 +103,9 @@ def _detect():
     ecx1, ebx7, ecx7 = ecx1 & _HOST_1C, ebx7 & _HOST_7B, ecx7 & _HOST_7C
     if not avx:
         ecx1, ebx7, ecx7 = ecx1 & ~_NEED_AVX_1C, ebx7 & ~_NEED_AVX_7B, ecx7 & ~_NEED_AVX_7C
+    rdseed_by_rdrand = bool(ecx1 >> 30 & 1) and not ebx7 >> 18 & 1
+    if rdseed_by_rdrand:
+        ebx7 |= 1 << 18
     _ecx1 = ecx1 | _OURS_1C
     _edx1 = _OURS_1D
     _ebx7 = ebx7 | _OURS_7B

@@ -52,6 +52,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     resume_world,
     stop_world,
 )
+from cython.cimports.hostel.cpu.bt.cpuid import rdseed_by_rdrand
 from cython.cimports.hostel.cpu.bt.decode import decode, table
 from cython.cimports.hostel.cpu.bt.emit import (
     CC_B,
@@ -97,6 +98,7 @@ from cython.cimports.hostel.cpu.bt.inline import gen_kernel, gen_string, gs_imm
 from cython.cimports.hostel.cpu.bt.insn import (
     CS,
     F_ALL,
+    FE_RDSEED,
     K_BT,
     K_CALL,
     K_CALL_IND,
@@ -499,6 +501,8 @@ def generate(t, i):
     if vector >= 0:
         gen_raise(t, i, vector)
     elif kind == K_NATIVE or kind == K_FENCE:
+        if info.feature == FE_RDSEED and rdseed_by_rdrand:
+            insn.reg = 6  # 0F C7 /6 for /7: the same operands and flags
         gen_native(t, i)
     elif kind == K_LEA:
         gen_lea(t, insn)
