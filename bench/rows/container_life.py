@@ -72,7 +72,7 @@ def parallel(warm: bool) -> Callable[[Sequence[Peer], Context], Values]:
     def measure(peers: Sequence[Peer], context: Context) -> Values:
         values: Values = {}
         names = [f"it{number}" for number in range(context.scaled(MANY))]
-        with runtimes(peers, "runc", warm) as commands, bundle("sleep", "1000") as folder:
+        with runtimes(peers, "runc", warm) as commands, bundle("sleep", "1000", lacking="time") as folder:
             for peer, command in commands.items():
                 script = 'one=$1; shift; "$@" create --bundle . $one && exec "$@" start $one'
                 begun = time.monotonic()
@@ -120,8 +120,9 @@ def runtimes(peers: Sequence[Peer], other: str, warm: bool) -> Iterator[dict[str
 
 
 @contextlib.contextmanager
-def bundle(*arguments: str) -> Iterator[Path]:
-    """A bundle whose program is one of busybox's; by runc's own defaults, with more of what can be asked for."""
+def bundle(*arguments: str, lacking: str = "") -> Iterator[Path]:
+    """A bundle whose program is one of busybox's; by runc's own defaults, with more of what can be asked for, but the
+    kind of namespace that a peer lacks."""
     with tempfile.TemporaryDirectory(prefix="hostel-bench-", dir="/var/tmp") as name:
         folder = Path(name)
         os.symlink(rootfs(), folder / "rootfs")
@@ -134,7 +135,7 @@ def bundle(*arguments: str) -> Iterator[Path]:
         config["root"] = {"path": rootfs(), "readonly": True}
         linux = config["linux"]
         kinds = ("pid", "network", "ipc", "uts", "mount", "cgroup", "user", "time")
-        linux["namespaces"] = [{"type": kind} for kind in kinds]
+        linux["namespaces"] = [{"type": kind} for kind in kinds if kind != lacking]
         linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 65536}]
         linux["resources"] = {
             "devices": [{"allow": False, "access": "rwm"}],

@@ -103,7 +103,6 @@ class Oci:
 
     def __init__(self, root: Path):
         self.root = root
-        self.ids: list[str] = []
 
     def __call__(self, *words: str, check: bool = True, **more) -> subprocess.CompletedProcess:
         more.setdefault("stdin", subprocess.DEVNULL)
@@ -124,7 +123,6 @@ class Oci:
 
     def detached(self, bundle: Bundle, id: str = "box") -> int:
         """A container that runs in the background; its process's ID."""
-        self.ids.append(id)
         errors = self.root.parent / "errors"
         words = [*COMMAND, "--root", str(self.root), "run", "--detach", "--bundle", str(bundle.write()), id]
         with open(errors, "w") as file:  # the container keeps it: no pipe

@@ -30,6 +30,14 @@ def place() -> str:
     return f"{base}/hostel-oci/.helper/socket"
 
 
+def default_place() -> str:
+    """The same, or nothing where a helper needs a --socket."""
+    try:
+        return place()
+    except UsageError:
+        return ""
+
+
 def write_launcher(path: str, socket_path: str) -> None:
     """The static program, for this interpreter and these sources."""
     from hostel.containers import launcher
@@ -43,7 +51,7 @@ def write_launcher(path: str, socket_path: str) -> None:
     values = {"@PYTHON@": sys.executable, "@CODE@": code, "@SOCKET@": socket_path}
     if len(os.fsencode(socket_path)) > 107:
         raise UsageError(f"{socket_path} is too long for a socket")
-    program = tiny.Program(launcher)
+    program = tiny.Program(launcher, *launcher.PARTS)
     for mark, value in values.items():
         # A literal's place in the data is taken by its value, which is written there instead of it.
         program.strings[mark.encode() + b"\0"] = tiny.DATA_BASE + len(program.data)

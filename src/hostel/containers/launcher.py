@@ -4,7 +4,8 @@ It is written in the subset of Python that ``images/tiny`` compiles; nothing her
 ``hostel-oci launcher FILE`` writes it, for an engine's ``--runtime``. It hands its words, folder, environment and
 standard descriptors to the helper (``containers/helper``), and ends with the status that it is told. A container's
 processes it starts itself, as the helper asks: they are its children, and so its starter's grandchildren, and inherit
-what it has, as without a helper. Where there is no helper, or for what lasts or is more than that (run, exec, events,
+what it has, as without a helper. ``start`` and ``delete`` need neither as a rule (``launcher_quick``). Where there is
+no helper, or for what lasts or is more than that (run, exec, events,
 preserved descriptors), it becomes the interpreter with the whole runtime.
 
 A request: ``COUNT\\0FOLDER\\0WORD\\0...\\0NAME=VALUE\\0...``, with three descriptors. Answers, a packet each: ``n``
@@ -12,7 +13,13 @@ do it yourself; ``x`` and a status; ``s``, a count and the numbers that its desc
 program, answered by the child's process ID as 8 bytes.
 """
 
+from hostel.containers import launcher_quick
+from hostel.containers.launcher_quick import quick
+from hostel.images import agent_bytes
+from hostel.images.agent_bytes import begins, same
 from hostel.images.tiny import buffer, load8, load32, load64, store8, store32, store64, syscall, text
+
+PARTS = (agent_bytes, launcher_quick)
 
 WRITE, CLOSE, SOCKET, CONNECT, SENDMSG, RECVMSG, CLONE, EXECVE, GETCWD = 1, 3, 41, 42, 46, 47, 56, 59, 79
 RT_SIGACTION, RT_SIGPROCMASK, DUP3, EXECVEAT = 13, 14, 292, 322
@@ -30,14 +37,14 @@ control = buffer(2048)
 address = buffer(128)
 action = buffer(64)
 words = buffer(32768)
-length = 0
+used = 0
 
 
 def put(byte):
-    global length
-    if length < REQUEST_MAX:
-        store8(request + length, byte)
-    length = length + 1
+    global used
+    if used < REQUEST_MAX:
+        store8(request + used, byte)
+    used = used + 1
     return 0
 
 
@@ -54,24 +61,6 @@ def put_number(value):
         put_number(value // 10)
     put(48 + value % 10)
     return 0
-
-
-def same(one, other):
-    while load8(one) == load8(other):
-        if load8(one) == 0:
-            return 1
-        one = one + 1
-        other = other + 1
-    return 0
-
-
-def begins(whole, part):
-    while load8(part) != 0:
-        if load8(whole) != load8(part):
-            return 0
-        whole = whole + 1
-        part = part + 1
-    return 1
 
 
 def short(arguments, count):
@@ -129,11 +118,13 @@ def prepare(bytes_, size, control_size):
 
 def ask(arguments, count, environment):
     """The connection, with the request sent; -1 without a helper."""
-    global length
+    global used
+    path = text("@SOCKET@")
+    if load8(path) == 0:
+        return 0 - 1
     fd = syscall(SOCKET, 1, SOCKET_KIND, 0)
     store8(address, 1)
     store8(address + 1, 0)
-    path = text("@SOCKET@")
     at = 0
     while load8(path + at) != 0 and at < 107:
         store8(address + 2 + at, load8(path + at))
@@ -141,7 +132,7 @@ def ask(arguments, count, environment):
     store8(address + 2 + at, 0)
     if syscall(CONNECT, fd, address, 3 + at) < 0:
         return 0 - 1
-    length = 0
+    used = 0
     put_number(count - 1)
     put(0)
     if syscall(GETCWD, answer, 4096) < 0:
@@ -154,7 +145,7 @@ def ask(arguments, count, environment):
     while load64(environment) != 0:
         put_text(load64(environment))
         environment = environment + 8
-    if length > REQUEST_MAX:
+    if used > REQUEST_MAX:
         return 0 - 1
     store64(control, 28)
     store32(control + 8, 1)
@@ -163,7 +154,7 @@ def ask(arguments, count, environment):
     store32(control + 20, 1)
     store32(control + 24, 2)
     store32(control + 28, 0)
-    if syscall(SENDMSG, fd, prepare(request, length, 32), NOSIGNAL) < 0:
+    if syscall(SENDMSG, fd, prepare(request, used, 32), NOSIGNAL) < 0:
         return 0 - 1
     return fd
 
@@ -204,6 +195,8 @@ def main(stack):
     count = load64(stack)
     arguments = stack + 8
     environment = arguments + 8 * count + 8
+    if quick(arguments, count, environment):
+        return 0
     fd = 0 - 1
     if short(arguments, count):
         fd = ask(arguments, count, environment)

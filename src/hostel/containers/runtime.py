@@ -355,7 +355,7 @@ class _Creation:
 
     def _run(self) -> State:
         self._check()
-        cgroup = self._open_cgroup()
+        cgroup = self.cgroup = self._open_cgroup()
         try:
             os.makedirs(self.root, 0o700, exist_ok=True)
             os.mkdir(self.folder, 0o711)
@@ -587,6 +587,7 @@ class _Creation:
                 stage.reap(self.pids.pop(0))
                 state.content["ready"] = True
                 state.write()
+                state.write_quick(self.cgroup.folders() if self.cgroup else [])
                 dialogue.go(fd)
                 return
 

@@ -68,6 +68,22 @@ class State:
             os.close(fd)
         os.rename(path + ".new", path)
 
+    def write_quick(self, folders: "list[str]") -> None:
+        """What the launcher must know to do without us (launcher_quick): whether it may start the container, and
+        remove it, the first process, and the cgroups' folders. Where it may neither, nothing."""
+        hooks = self.config.get("hooks") or {}
+        own_pids = any(n["type"] == "pid" and not n.get("path") for n in self.config["linux"]["namespaces"])
+        starts = not (hooks.get("startContainer") or hooks.get("poststart"))
+        deletes = own_pids and not hooks.get("poststop") and "systemd" not in (self.content.get("cgroup") or {})
+        if not (starts or deletes) or any("\n" in folder for folder in folders):
+            return
+        lines = [f"{starts:d}{deletes:d} {self.pid} {self.content['start_time']}", *folders, ""]
+        fd = os.open(f"{self.folder}/quick", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, "\n".join(lines).encode())
+        finally:
+            os.close(fd)
+
     def alive(self) -> bool:
         letter, started = start_time(self.pid) if self.pid > 0 else ("", 0)
         return bool(letter) and letter not in "ZX" and started == self.content["start_time"]
