@@ -4,9 +4,9 @@ import socket
 import struct
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from hostel.base.loop import READ, WRITE
+from hostel.base.typed import TYPE_CHECKING, Any
 from hostel.net import ethernet, ipv4
 from hostel.net.checksum import total
 from hostel.net.port import Port

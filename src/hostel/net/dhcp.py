@@ -4,7 +4,8 @@ remember but who else asked: cards that the guest made itself share a pool, the 
 
 import struct
 from collections import OrderedDict
-from typing import NamedTuple
+
+from hostel.base.typed import NamedTuple
 
 CLIENT_PORT, SERVER_PORT = 68, 67
 DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = range(1, 9)

@@ -1,7 +1,8 @@
 """DNS messages (RFC 1035), as far as a forwarder looks into them: the question, and answers of our own."""
 
 import struct
-from typing import NamedTuple
+
+from hostel.base.typed import NamedTuple
 
 PORT = 53
 A, PTR, AAAA, ANY = 1, 12, 28, 255

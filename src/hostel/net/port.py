@@ -7,9 +7,9 @@ until there is room, in turn; what can be lost (UDP, echoes) is. So a guest that
 
 import os
 from collections import OrderedDict, deque
-from typing import Any, Protocol
 
 from hostel.base.loop import READ, WRITE, Loop
+from hostel.base.typed import Any, Protocol
 
 
 class Waiter(Protocol):

@@ -20,13 +20,11 @@ import signal
 import socket
 import struct
 import sys
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from hostel.base.errors import NetworkError
 from hostel.base.linux import identity, landlock, namespace, prctl, seccomp
+from hostel.base.typed import Any
 from hostel.net.counters import COUNTERS
 from hostel.net.listening import listen
 from hostel.net.settings import Guest, Settings
@@ -159,7 +157,7 @@ def _child(settings: Settings, guests: Sequence[Guest], fds: list[int],
         loop.run()
         status = 0
     except BaseException:
-        traceback.print_exc(file=sys.stderr)
+        sys.excepthook(*sys.exc_info())
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
@@ -172,7 +170,6 @@ def confine(settings: Settings) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    "".encode("idna")  # what sockets load when they are first given a name
     if os.environ.get("HOSTEL_UNCONFINED") == "1":
         return
     namespace.leave(user=os.geteuid() != 0, names=_NAMESPACES)
@@ -182,6 +179,6 @@ def confine(settings: Settings) -> None:
     namespace.drop_capabilities()
     prctl.set_no_new_privs()
     prctl.set_dumpable(False)
-    conf = Path(settings.resolv_conf)
-    landlock.restrict([(path.parent, landlock.READ_FILE) for path in {conf, conf.resolve()}], connect=True)
+    folders = {os.path.dirname(path) for path in (settings.resolv_conf, os.path.realpath(settings.resolv_conf))}
+    landlock.restrict([(folder, landlock.READ_FILE) for folder in folders], connect=True)
     seccomp.restrict((), seccomp.NETWORK, seccomp.NETWORK_LIMITED)

@@ -15,11 +15,10 @@ import socket
 import struct
 import sys
 import time
-import traceback
 from functools import partial
-from typing import Any
 
 from hostel.base.loop import Loop, Timer
+from hostel.base.typed import Any
 from hostel.net import arp, dhcp, dns, ethernet, icmp, ipv4, ipv6, ndp
 from hostel.net.counters import COUNTERS
 from hostel.net.forward import Forwarder
@@ -622,5 +621,5 @@ class Network:
         """A bug of ours: the log has it, and the network goes on."""
         self.errors += 1
         if self.errors <= MAX_REPORTS:
-            traceback.print_exception(error, file=sys.stderr)
+            sys.excepthook(type(error), error, error.__traceback__)
             sys.stderr.flush()

@@ -6,7 +6,8 @@ reached by IPv4 (RFC 6724, 2.1), which every host has.
 """
 
 import ipaddress
-from typing import TYPE_CHECKING, NamedTuple
+
+from hostel.base.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # with which comes more than a router needs
     from hostel.spec.net import Forward

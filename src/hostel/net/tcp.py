@@ -18,11 +18,11 @@ Segments that come out of order are dropped: they only do after we dropped one. 
 """
 
 import errno
-import hashlib
 import os
 import socket
 import struct
 import time
+from _blake2 import blake2b  # hashlib would bring OpenSSL along
 from collections import deque
 from collections.abc import Callable
 
@@ -80,7 +80,7 @@ class Tcp:
     def initial_number(self, key: bytes) -> int:
         """RFC 6528: nobody can guess it, and of the same two ends a later one is greater, so that a guest's TIME_WAIT
         makes way."""
-        secret = hashlib.blake2b(key, digest_size=4, key=self._secret).digest()
+        secret = blake2b(key, digest_size=4, key=self._secret).digest()
         return (int.from_bytes(secret, "big") + (time.monotonic_ns() >> 6)) & M
 
     # -- memory

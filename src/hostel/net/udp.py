@@ -15,9 +15,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from hostel.base.loop import READ, WRITE, Loop
+from hostel.base.typed import Any
 from hostel.net import icmp, ipv4, ipv6
 from hostel.net.checksum import checksum
 from hostel.net.port import Port

@@ -4,8 +4,11 @@ The user needs no entry in /etc/passwd. Its number is made from a path, so that 
 """
 
 import os
-import zlib
-from pathlib import Path
+
+from hostel.base.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # 0x70000000 to 0x7FFFFFFE belong to nobody: above the containers' of systemd-nspawn (systemd, UIDS-GIDS.md), below
 # what is negative as a 32-bit integer.
@@ -13,12 +16,14 @@ FIRST = 0x70000000
 COUNT = 0x0FFFFFFF
 
 
-def number_for(path: Path) -> int:
+def number_for(path: "Path") -> int:
     """The user and group for what lives in ``path``."""
+    import zlib
+
     return FIRST + zlib.crc32(os.fsencode(path)) % COUNT
 
 
-def can_read(user: int, path: Path) -> bool:
+def can_read(user: int, path: "Path") -> bool:
     """Whether ``user`` could read ``path``. The process must be root's and have no other threads."""
     os.setegid(user)
     os.seteuid(user)
@@ -29,7 +34,7 @@ def can_read(user: int, path: Path) -> bool:
         os.setegid(0)
 
 
-def give(folder: Path, user: int, group: int | None = None) -> None:
+def give(folder: "Path", user: int, group: int | None = None) -> None:
     """Make ``folder`` and the files in it ``user``'s, and of the group (default: of the same number); links in it are
     not followed."""
     group = user if group is None else group

@@ -5,8 +5,9 @@ Also TCP (ABI 4) and signals to and abstract sockets of others (ABI 6), where th
 
 import ctypes
 import os
+import stat
 import struct
-from pathlib import Path
+from collections.abc import Sequence
 
 from hostel.base.linux.syscall import syscall
 
@@ -38,7 +39,7 @@ def abi() -> int:
         return 0
 
 
-def restrict(rules: list[tuple[Path, int]], connect: bool = False) -> int:
+def restrict(rules: "Sequence[tuple[str | os.PathLike[str], int]]", connect: bool = False) -> int:
     """Keep only ``rules``: what may be done (``READ``, ``OWN``) beneath each path, and, if told, to ``connect`` by TCP.
     Paths that don't exist are skipped. Holds for the calling thread and those that it makes. Returns the ABI used, 0
     for none."""
@@ -57,7 +58,7 @@ def restrict(rules: list[tuple[Path, int]], connect: bool = False) -> int:
             except OSError:
                 continue
             try:
-                if not path.is_dir():
+                if not stat.S_ISDIR(os.fstat(fd).st_mode):
                     access &= _FILE_ONLY
                 rule = struct.pack("<Qi", access & fs, fd)  # struct landlock_path_beneath_attr, packed
                 buffer = ctypes.create_string_buffer(rule, len(rule))

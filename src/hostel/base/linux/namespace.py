@@ -5,7 +5,6 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable
-from pathlib import Path
 
 from hostel.base.linux.syscall import syscall
 
@@ -26,9 +25,9 @@ def leave(user: bool = True, names: Iterable[str] = OWN) -> list[str]:
     entered = _unshare({"user": _NEWUSER}) if user else []
     if entered:  # itself as itself, and nobody else
         with contextlib.suppress(OSError):
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-            Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+            for name, text in (("setgroups", "deny"), ("gid_map", f"{gid} {gid} 1"), ("uid_map", f"{uid} {uid} 1")):
+                with open(f"/proc/self/{name}", "w") as file:
+                    file.write(text)
     return entered + _unshare({name: OWN[name] for name in names})
 
 
