@@ -5,7 +5,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,13 @@ from hostel.client.snapshots import CURRENT, at_work, go_over, open_tops, spec_f
 from hostel.spec.control import listen
 from hostel.spec.vm import VmSpec, check_name
 from hostel.vm import launch, layers, store
+from hostel.vm.layers import DiskLayer
 from hostel.vm.nics import Wire, open_alike
 from hostel.vm.vsock import open_vsock
 
 MOST = 1000
+_THREADS = 4
+_OPEN = 16                # folders that are open at once
 
 
 class Made(NamedTuple):
@@ -67,7 +70,6 @@ def fork(
         if not folder.owned():
             raise MachineError(f"'{folder.name}' is not running")
         frozen = layers.tops(spec)
-        made = []
         specs = [spec_for(spec, name or new_name(), ports) for name in names()]
         for child in specs:
             child.remove = remove
@@ -77,26 +79,21 @@ def fork(
         wires = open_alike(specs) if spec.nics else [[] for _ in specs]
         for wire in itertools.chain(*wires):
             undo.callback(wire.close)
+        made: list[store.Folder] = []
+        prepare = functools.partial(_Copy, folder, frozen, undo)
         with Connection(folder.path) as connection:
-            for child, cards in zip(specs, wires, strict=True):
-                if frozen:
-                    layers.link(frozen, layers.folder(folder.name), layers.folder(child.name))
-                    undo.callback(_drop_layers, child.name)
-                tops = layers.put_tops(child.name, frozen) if frozen else {}
-                child = layers.on_tops(child, tops)
-                locks: list[int] = []
-                copy = store.create(child, functools.partial(_fill, folder.path, locks, opened), unborn=True)
-                undo.callback(_undo, copy)
-                made.append(copy)
-                fds, params = _hand(copy, child, locks[0], cards, tops, end, opened)
-                connection.call("hand", fds=fds, **params)
-                opened.pop_all().close()
+            with contextlib.closing(_at_once(prepare, specs)) as copies:
+                for copy, cards in zip(copies, wires, strict=True):
+                    fds, params = _hand(copy, cards, end)
+                    connection.call("hand", fds=fds, **params)
+                    copy.opened.close()
+                    made.append(copy.folder)
             with go_over(folder, spec, frozen) as tops:
                 fds, deltas = open_tops(spec, tops, opened)
                 pause = connection.call("fork", fds=fds, disks=deltas, run=run)["pause_ns"]
-        for copy in made:
-            if not _is_born(copy):
-                raise MachineError(f"'{copy.name}' didn't come to life; the host may have too many processes")
+        for born in made:
+            if not _is_born(born):
+                raise MachineError(f"'{born.name}' didn't come to life; the host may have too many processes")
         undo.pop_all()
         if held:
             os.close(end)
@@ -118,31 +115,56 @@ def _undo(copy: store.Folder) -> None:
     copy.delete()
 
 
-def _fill(parent: Path, locks: list[int], opened: contextlib.ExitStack, new: Path, path: Path) -> None:
-    """The files of a child's folder: logs, and what snapshot it stands on; and the lock, which goes to ``locks``."""
-    locks[:] = [store.Folder(new).take()]
-    opened.callback(os.close, locks[0])
-    for name in ("console.log", "console.log.1", "worker.log", "worker.log.1"):
-        (new / name).touch(0o600)
-    try:
-        (new / CURRENT).write_bytes((parent / CURRENT).read_bytes())
-    except FileNotFoundError:
-        pass
+class _Copy:
+    """A child's folder and disks, and what is open of them. May be made by any thread."""
+
+    def __init__(self, parent: store.Folder, frozen: Sequence[DiskLayer], undo: contextlib.ExitStack, spec: VmSpec):
+        if frozen:
+            layers.link(frozen, layers.folder(parent.name), layers.folder(spec.name))
+            undo.callback(_drop_layers, spec.name)
+        self.tops = layers.put_tops(spec.name, frozen) if frozen else {}
+        self.spec = layers.on_tops(spec, self.tops)
+        self._parent = parent.path
+        with contextlib.ExitStack() as self.opened:
+            self.folder = store.create(self.spec, self._fill, unborn=True)
+            self.opened = self.opened.pop_all()
+        undo.callback(_undo, self.folder)
+        undo.callback(self.opened.close)  # before that: whose lock is held may still come to life
+
+    def _fill(self, new: Path, path: Path) -> None:
+        """The files of its folder: the lock, which is held, logs, and what snapshot it stands on."""
+        self.lock = store.Folder(new).take()
+        self.opened.callback(os.close, self.lock)
+        for name in ("console.log", "console.log.1", "worker.log", "worker.log.1"):
+            (new / name).touch(0o600)
+        try:
+            (new / CURRENT).write_bytes((self._parent / CURRENT).read_bytes())
+        except FileNotFoundError:
+            pass
 
 
-def _hand(
-    copy: store.Folder, spec: VmSpec, lock: int, wires: Sequence[Wire], tops: dict[int, Path], leash: int,
-    opened: contextlib.ExitStack
-) -> tuple[list[int], dict[str, Any]]:
+def _at_once(prepare: Callable[[VmSpec], _Copy], specs: Sequence[VmSpec]) -> Generator[_Copy, None, None]:
+    """Each prepared, in order, some at a time: most of it is waiting for the file system."""
+    if len(specs) == 1:
+        yield prepare(specs[0])
+        return
+    from concurrent.futures import ThreadPoolExecutor  # not for a single one: that takes as long as one
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for first in range(0, len(specs), _OPEN):
+            yield from pool.map(prepare, specs[first: first + _OPEN])
+
+
+def _hand(copy: _Copy, wires: Sequence[Wire], leash: int) -> tuple[list[int], dict[str, Any]]:
     """What the child gets: descriptors, and the rest of ``rpc.Hand``."""
-    fds = [lock]
+    fds, opened, spec = [copy.lock], copy.opened, copy.spec
     for name, flags in (
         ("state.json", os.O_RDWR), ("console.log", os.O_RDWR | os.O_APPEND), ("console.log.1", os.O_RDWR),
         ("worker.log", os.O_RDWR | os.O_APPEND), ("worker.log.1", os.O_RDWR),
     ):  # fmt: skip
-        fds.append(os.open(copy.path / name, flags | os.O_CLOEXEC))
+        fds.append(os.open(copy.folder.path / name, flags | os.O_CLOEXEC))
         opened.callback(os.close, fds[-1])
-    place = os.open(copy.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    place = os.open(copy.folder.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     opened.callback(os.close, place)
     control = listen(place, "control.sock")
     opened.callback(control.close)
@@ -157,7 +179,7 @@ def _hand(
         ends = open_vsock(spec)[0]
         opened.callback(ends.release)
         fds += [ends.listener.fileno(), ends.broker.fd]
-    disk_fds, deltas = open_tops(spec, tops, opened)
+    disk_fds, deltas = open_tops(spec, copy.tops, opened)
     return fds + disk_fds, {
         "spec": msgspec.to_builtins(spec), "leash": leash >= 0, "nics": counts, "vsock": bool(spec.vsock),
         "disks": deltas,
