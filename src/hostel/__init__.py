@@ -7,7 +7,7 @@
 
 from hostel._version import __version__
 
-__all__ = ["VM", "Container", "Images", "Network", "__version__"]
+__all__ = ["VM", "Container", "Images", "Network", "Volume", "__version__"]
 
 
 def __getattr__(name: str) -> object:  # the SDK is loaded on first use: the CLI starts faster without it
@@ -27,4 +27,8 @@ def __getattr__(name: str) -> object:  # the SDK is loaded on first use: the CLI
         from hostel.client.network import Network
 
         return Network
+    if name == "Volume":
+        from hostel.client.volume import Volume
+
+        return Volume
     raise AttributeError(f"module 'hostel' has no attribute '{name}'")

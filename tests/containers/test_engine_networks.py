@@ -193,3 +193,40 @@ def test_a_fork_of_an_oci_image_s_vm_has_an_address_of_its_own(box_and_micro):
             script = f"until ip -4 addr show eth0 | grep 'inet ' | grep -v {before}; do sleep 0.1; done; hostname"
             after = copies[0].exec(["sh", "-c", script], timeout=60).stdout.split()
             assert after[1] != before and after[-1] == copies[0].name
+
+
+def test_the_hosts_own_network(box, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        container = run(box, networks=["host"], name="near")
+        assert os.stat(f"/proc/{container.state.init}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
+        assert container.state.router == 0 and container.state.addresses == []
+        heard = []
+
+        def hear():
+            with listener.accept()[0] as sock:
+                heard.append(sock.recv(100))
+
+        thread = threading.Thread(target=hear, daemon=True)
+        thread.start()
+        told = container.exec(["sh", "-c", f"echo hello | nc 127.0.0.1 {port}; ls /sys/class/net; hostname"])
+        thread.join(20)
+        assert heard == [b"hello\n"]
+        assert told.stdout.split() == [*sorted(os.listdir("/sys/class/net")), "near"]
+        assert container.exec(["touch", "/sys/x"]).status == 1
+    resolvers = [line for line in Path("/etc/resolv.conf").read_text().splitlines() if line.startswith("nameserver")]
+    assert container.exec(["cat", "/etc/resolv.conf"]).stdout.splitlines() == resolvers[:3]
+    told = {row["namespace"]: row for row in container.explain()["namespaces"]}
+    assert not told["net"]["own"] and told["uts"]["own"]
+    container.rm(force=True)
+
+
+@pytest.mark.parametrize("more", [
+    {"ports": ["8080:80"]}, {"networks": ["host", "nat"]}, {"mac": "02:00:00:00:00:09"},
+    {"sysctls": ["net.core.somaxconn=9"]},
+])  # fmt: skip
+def test_what_doesn_t_go_with_the_hosts_network(box, more):
+    with pytest.raises(UsageError, match="--network host"):
+        run(box, **{"networks": ["host"], **more})
+    with pytest.raises(UsageError, match="for containers alone"):
+        VM.run("micro", networks=["host"])

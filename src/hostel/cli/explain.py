@@ -9,6 +9,8 @@ import argparse
 import json
 from typing import Any
 
+from hostel.cli.table import aligned
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", metavar="KIND", choices=["container", "vm"], help="container or vm")
@@ -100,14 +102,3 @@ def amount(value: Any, unit: str) -> str:
         return format_rough(int(value))
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
     return f"{text} {unit}" if unit else text
-
-
-def aligned(table: list[list[str]], numbers: tuple[int, ...] = ()) -> list[str]:
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if column in numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from hostel.cli.parser import add_names, each
+from hostel.cli.table import print_table
 
 _KIND = "for programs: an object"
 
@@ -381,8 +382,3 @@ def described_oci(image: Any, whole: bool = False) -> dict[str, Any]:
         }  # fmt: skip
     return found
 
-
-def print_table(table: list[list[str]]) -> None:
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    for line in table:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -33,6 +33,7 @@ COMMANDS = {
     "disk": ("hostel.cli.disk", "make, check, convert and change disk images"),
     "image": ("hostel.cli.image", "list, inspect and remove images"),
     "network": ("hostel.cli.network", "make, list and remove named networks"),
+    "volume": ("hostel.cli.volume", "make, list and remove containers' volumes"),
     "fork": ("hostel.cli.fork", "make running copies of a running VM"),
     "completion": ("hostel.cli.completion", "print the completion script for bash, zsh or fish"),
 }

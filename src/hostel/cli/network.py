@@ -8,6 +8,7 @@ import argparse
 import json
 
 from hostel.cli.parser import add_names, each
+from hostel.cli.table import print_table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,5 @@ def run(args: argparse.Namespace) -> int:
             spec = network.spec
             vms = ", ".join(f"{card['name']} ({card['address']})" for card in network.cards())
             table.append([spec.name, spec.subnet, spec.subnet6 or "-", "no" if spec.internal else "yes", vms or "-"])
-        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-        for line in table:
-            print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        print_table(table)
     return 0

@@ -5,6 +5,8 @@ import json
 import time
 from typing import Any
 
+from hostel.cli.table import print_table
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="names only")
@@ -48,7 +50,5 @@ def run(args: argparse.Namespace) -> int:
             f"{row['cpus']:g}" if row["cpus"] else "-", format_size(row["memory"]) if row["memory"] else "-",
             format_duration(row["uptime"]) if "uptime" in row else "-", str(row["pid"] or "-"),
         ])
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    for line in table:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+    print_table(table)
     return 0

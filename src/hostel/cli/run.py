@@ -35,7 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--initrd", metavar="FILE", help="its initramfs")
     parser.add_argument("--append", default="", metavar="TEXT", help="added to the kernel's command line")
     parser.add_argument("--network", action="append", metavar="NET", help="a network card on nat (default), none, a "
-                        "named network, tap:IF or bridge:BR; then ,mac= ,mtu= ,queues= ,rate= ,spoof=on; repeatable")
+                        "named network, tap:IF or bridge:BR (a container: also host); then ,mac= ,mtu= ,queues= ,rate= "
+                        ",spoof=on; repeatable")
     parser.add_argument("-p", "--publish", action="append", metavar="FORWARD",
                         help="[ADDRESS:]HOST:GUEST[/udp]: a port of the host's that leads to the guest; repeatable")
     parser.add_argument("--mac", help="the first card's MAC address (default: one of its own, kept)")
@@ -60,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disk-rate", metavar="SIZE[:BURST]", help="bytes a second, of disks without a rate=")
     parser.add_argument(
         "-v", "--volume", metavar="HOSTDIR:GUESTDIR[:ro]", action="append", default=[], dest="shares",
-        help="share a folder (more options: owners=host, cache=none|always)",
+        help="share a folder (a VM: owners=host, cache=none|always; a container: also VOLUME:DIR, hostel volume)",
     )
     parser.add_argument("-d", "--detach", action="store_true", help="in the background; prints the VM's name")
     parser.add_argument("--rm", action="store_true", help="remove the VM when it ends, though it has a name")

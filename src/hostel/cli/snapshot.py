@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hostel.cli.parser import add_names, each
+from hostel.cli.table import print_table
 
 if TYPE_CHECKING:
     from hostel.client.snapshots import Snapshot
@@ -107,9 +108,7 @@ def _list(args: argparse.Namespace) -> None:
                     "  " * depth + snapshot.full_name + mark, f"{age} ago", "yes" if manifest.state else "no",
                     f"{snapshot.size() / 1e6:.1f} MB", manifest.description,
                 ])  # fmt: skip
-        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-        for line in table:
-            print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        print_table(table)
 
 
 def _tree(found: "list[Snapshot]") -> "list[tuple[int, Snapshot]]":

@@ -17,6 +17,8 @@ import json
 import sys
 from typing import Any
 
+from hostel.cli.table import aligned
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="VMs and containers, by name (default: all that run)")
@@ -129,14 +131,14 @@ def _page(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         cache = f"{format_rough(row['cache_bytes'])} of {format_rough(row['cache_capacity'])}"
         table.append([row["name"], *_cells(row), _short(row["translated"]), cache])
-    lines = _aligned(table)
+    lines = _numbers(table)
     if len(rows) == 1:
         row = rows[0]
-        lines += ["", *_aligned([["VCPU", *_COLUMNS], *([str(v["vcpu"]), *_cells(v)] for v in row["vcpus"])])]
+        lines += ["", *_numbers([["VCPU", *_COLUMNS], *([str(v["vcpu"]), *_cells(v)] for v in row["vcpus"])])]
         exits = [["EXITS/s", *(str(v["vcpu"]) for v in row["vcpus"]), "ALL"]]
         for reason, total in row["exits"].items():
             exits.append([reason, *(_short(v["exits"][reason]) for v in row["vcpus"]), _short(total)])
-        lines += ["", *_aligned(exits)]
+        lines += ["", *_numbers(exits)]
         lines += ["", f"{row['blocks']} blocks, {_short(row['invalidated'])} dropped a second, "
                       f"the cache was emptied {row['cache_flushes']} times"]  # fmt: skip
     return lines + (["", *_containers(containers)] if containers else [])
@@ -152,15 +154,11 @@ def _containers(rows: list[dict[str, Any]]) -> list[str]:
             format_rough(row["memory_limit"]) if row["memory_limit"] else "-", str(row["pids"]),
             str(row["pids_limit"] or "-"), format_rough(int(row["read"])), format_rough(int(row["written"])),
         ])
-    return _aligned(table)
+    return _numbers(table)
 
 
-def _aligned(table: list[list[str]]) -> list[str]:
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    return [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in table
-    ]
+def _numbers(table: list[list[str]]) -> list[str]:
+    return aligned(table, range(1, len(table[0])))
 
 
 def _short(number: float) -> str:

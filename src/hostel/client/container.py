@@ -382,7 +382,8 @@ def make_spec(
         cap_drop=[words.check_capability(text) for text in cap_drop],
         security=[words.check_security(text) for text in security],
         devices=[words.parse_device(text) for text in devices], ulimits=[words.parse_ulimit(text) for text in ulimits],
-        sysctls=dict(words.parse_sysctl(text) for text in sysctls), labels=_labels(labels),
+        sysctls=dict(words.parse_sysctl(text) for text in sysctls), labels=labels_of(labels),
+        host_network="host" in (networks or ()),
         log_size=max(1 << 12, parse_size(log_size) if isinstance(log_size, str) else log_size),
     )
     if spec.memory_swap > 0 and spec.memory_swap < spec.memory:
@@ -393,7 +394,13 @@ def make_spec(
     for target in targets:
         if targets.count(target) > 1:
             raise UsageError(f"two mounts can't both be {target} in the container")
-    spec.nics = make_nics(networks, ports, mac, None, allow_host_loopback)
+    if spec.host_network:
+        if ports or mac or allow_host_loopback or len(networks or ()) > 1:
+            raise UsageError("--network host stands alone: the container has the host's network, its ports too")
+        if wrong := next((name for name in spec.sysctls if name.startswith("net")), None):
+            raise UsageError(f"--sysctl {wrong} doesn't go with --network host: it would be the host's")
+    else:
+        spec.nics = make_nics(networks, ports, mac, None, allow_host_loopback)
     for nic in spec.nics:
         if ":" in nic.network:
             raise UsageError(f"a container can't be on {nic.network}: --network is nat, none or a named network")
@@ -405,6 +412,10 @@ def make_spec(
     words.parse_env(list(env))  # before an image is fetched
     found = find_image(image)
     spec.digest = found.digest
+    spec.mounts += [
+        words.Mount(target=target, own=True, options=["rbind"])
+        for target in dict.fromkeys(map(words.check_target, found.config.volumes)) if target not in targets
+    ]
     spec.command, spec.env, spec.user, spec.workdir = process_of(found, command, entrypoint, env, user, workdir)
     spec.stop_signal = words.parse_signal(stop_signal or found.config.stop_signal)
     if stop_timeout is not None:
@@ -488,7 +499,7 @@ def _workdir(path: str) -> str:
     return os.path.normpath(path)
 
 
-def _labels(texts: Sequence[str]) -> dict[str, str]:
+def labels_of(texts: Sequence[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in texts]
     if any(not key for key, _, _ in pairs):
         raise UsageError("--label takes KEY=VALUE")

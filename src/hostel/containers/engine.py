@@ -71,6 +71,7 @@ def cgroup_path(folder: Path) -> str:
 
 def prepare(folder: Folder) -> None:
     """Make the bundle. What was made goes by ``release``, also after an exception."""
+    from hostel.containers import volumes
     from hostel.images.oci import rootfs, store
 
     spec = folder.spec()
@@ -82,6 +83,7 @@ def prepare(folder: Folder) -> None:
     for name in ("hosts", "hostname", "resolv.conf"):
         (etc / name).touch(mode=0o644)
     write_names(folder.path, spec, [])
+    volumes.prepare(folder.path, spec, root)
     config = make_config(spec, folder.path, root)
     (folder.path / "config.json").write_text(json.dumps(config, indent=1))
 
@@ -107,9 +109,20 @@ def write_names(folder: Path, spec: ContainerSpec, cards: "list[dict[str, Any]]"
         domain = domain or card.get("domain", "")
     if not cards:
         hosts.append(f"127.0.1.1\t{name}")
+    if spec.host_network:
+        servers = host_resolvers()
     lines = ([f"search {domain}"] if domain else []) + [f"nameserver {server}" for server in servers[:3]]
     for file, text in (("hosts", hosts), ("hostname", [name]), ("resolv.conf", lines)):
         (folder / "etc" / file).write_text("".join(f"{line}\n" for line in text))
+
+
+def host_resolvers() -> list[str]:
+    """The addresses in the host's resolv.conf."""
+    try:
+        words = [line.split() for line in Path("/etc/resolv.conf").read_text(errors="replace").splitlines()]
+    except OSError:
+        return []
+    return [row[1] for row in words if len(row) > 1 and row[0] == "nameserver"]
 
 
 def make_config(spec: ContainerSpec, folder: Path, root: Path) -> dict[str, Any]:
@@ -123,7 +136,10 @@ def make_config(spec: ContainerSpec, folder: Path, root: Path) -> dict[str, Any]
     arguments = [INIT, "--", *spec.command] if spec.init else list(spec.command)
     capabilities = chosen_capabilities(spec)
     linux: dict[str, Any] = {
-        "namespaces": [{"type": kind} for kind in NAMESPACES + (("user",) if rootless else ())],
+        "namespaces": [
+            {"type": kind} for kind in NAMESPACES + (("user",) if rootless else ())
+            if kind != "network" or not spec.host_network
+        ],
         "resources": resources(spec),
         "cgroupsPath": cgroup_path(folder),
         "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0", **spec.sysctls} if spec.nics else dict(spec.sysctls),
@@ -185,19 +201,28 @@ def mounts(spec: ContainerSpec, folder: Path) -> list[dict[str, Any]]:
         for target, kind, source, options in _MOUNTS
         if target not in own
     ]
+    if spec.host_network and os.geteuid():  # the host's network isn't our user namespace's, and so its sysfs
+        found[[mount["destination"] for mount in found].index("/sys")] |= {
+            "type": "bind", "source": "/sys", "options": ["rbind", "nosuid", "noexec", "nodev", "ro", "rro", "rslave"]
+        }
     for name in ("hosts", "hostname", "resolv.conf"):
         if f"/etc/{name}" not in own:
             found.append(_bind(f"/etc/{name}", folder / "etc" / name, "rw"))
     if spec.init:
         found.append(_bind(INIT, folder / "init", "ro"))
-    for mount in sorted(spec.mounts, key=lambda mount: mount.target.count("/")):
-        if mount.source:
+    for number, mount in sorted(enumerate(spec.mounts), key=lambda row: row[1].target.count("/")):
+        where = mount.source
+        if mount.volume or mount.own:
+            from hostel.containers import volumes
+
+            where = str(volumes.source(folder, mount, number))
+        if where:
             options = mount.options if any("bind" in option for option in mount.options) else ["rbind", *mount.options]
             if not any(option.lstrip("r") in ("private", "shared", "slave") for option in options):
                 options = [*options, "rprivate"]
             if "ro" in options and "rbind" in options:
                 options = [*options, "rro"]  # what is mounted below it, too
-            found.append({"destination": mount.target, "type": "bind", "source": mount.source, "options": options})
+            found.append({"destination": mount.target, "type": "bind", "source": where, "options": options})
         else:
             options = ["nosuid", "nodev", "mode=1777", *mount.options]
             found.append({"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options})

@@ -79,7 +79,7 @@ def _create(
         state = _named(
             runtime.create, engine.identity(folder.path), str(folder.path), stdio=tuple(stdio) or None,
             console_socket=console.theirs.fileno() if console else None,
-            wire=lambda pid: made.append(wiring.connect(spec, pid)),
+            wire=None if spec.host_network else lambda pid: made.append(wiring.connect(spec, pid)),
         )
     except HostelError as error:
         return {"error": " ".join(str(error).split())[:4096], "status": error.status}, []
@@ -89,7 +89,7 @@ def _create(
         traceback.print_exception(error, file=sys.stderr)
         sys.stderr.flush()
         return {"error": f"internal error: {type(error).__name__}: {error} (see monitor.log)"}, []
-    wired = made[0]
+    wired = made[0] if made else wiring.Wired([], [], [])
     message = {
         "pid": state.pid, "init_start": engine.start_time(state.pid), "routes": [route for route, _ in wired.routes],
         "leases": len(wired.leases), "addresses": [card["address"] for card in wired.cards],

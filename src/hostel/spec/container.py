@@ -22,6 +22,7 @@ VERSION = 1
 MIN_MEMORY = 4 << 20           # a program and its page tables; less is a mistake
 MAX_CPUS = 4096
 RESTARTS = ("no", "on-failure", "always", "unless-stopped")
+VOLUME_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}"   # what isn't a path; a folder beside one is ./NAME
 LIVE = ("starting", "running", "paused", "restarting")
 _ULIMITS = ("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss",
             "rtprio", "rttime", "sigpending", "stack")  # fmt: skip
@@ -38,10 +39,13 @@ class Health(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Mount(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A file or folder of the host's (``source``, absolute) at ``target``; without ``source`` a tmpfs."""
+    """A file or folder of the host's (``source``, absolute) at ``target``; a ``volume`` by its name, or one of the
+    container's ``own``; else a tmpfs."""
 
     target: str
     source: str = ""
+    volume: str = ""
+    own: bool = False
     options: list[str] = []
 
 
@@ -85,6 +89,7 @@ class ContainerSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     disk_iops: int = 0            # the same in requests
     oom_score_adj: int = 0
     nics: list[NicSpec] = []
+    host_network: bool = False    # no network of its own: the host's
     mounts: list[Mount] = []
     read_only: bool = False
     cap_add: list[str] = []
@@ -214,17 +219,22 @@ def parse_env(items: list[str]) -> list[str]:
 
 
 def parse_mount(text: str) -> Mount:
-    """``HOST:TARGET[:OPTION,...]``; the options are ro, rw and propagation's."""
+    """``HOSTDIR:TARGET[:OPTION,...]``, ``VOLUME:TARGET[...]``, or ``TARGET`` for a volume of the container's own; the
+    options are ro, rw and propagation's."""
     source, colon, rest = text.partition(":")
     target, _, options = rest.partition(":")
+    if source.startswith("/") and not colon:
+        return Mount(target=check_target(source), own=True, options=["rbind"])
     if not source or not target:
-        raise UsageError(f"'{text}' is no share: write HOSTDIR:DIR[:ro]")
+        raise UsageError(f"'{text}' is no share: write HOSTDIR:DIR[:ro] or VOLUME:DIR[:ro]")
     chosen = ["rbind"]
     for option in options.split(",") if options else ():
         if option not in ("ro", "rw", "private", "rprivate", "shared", "rshared", "slave", "rslave", "noexec", "nosuid",
                           "nodev"):  # fmt: skip
             raise UsageError(f"-v {text}: '{option}' is none of ro, rw, noexec, nosuid, nodev, [r]shared")
         chosen.append(option)
+    if re.fullmatch(VOLUME_NAME, source, re.ASCII):
+        return Mount(volume=source, target=check_target(target), options=chosen)
     try:
         where = os.path.realpath(source, strict=True)
     except (OSError, ValueError) as error:

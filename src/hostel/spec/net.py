@@ -65,6 +65,8 @@ DRIVERS = ("user", "bridge")
 
 
 def check_network_name(name: str) -> str:
+    if name == "host":
+        raise UsageError("'host' is the host's own network, and for containers alone")
     if not _NAME.fullmatch(name) or name in KINDS:
         raise UsageError(
             f"'{name}' is no name for a network: use up to 32 of a-z 0-9 _ - and begin with a letter ('nat' and 'none' "
