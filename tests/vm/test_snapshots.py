@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import select
 import shutil
 import subprocess
 import sys
@@ -448,13 +449,6 @@ def hostel(*words):
     )
 
 
-def gone(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def interrupt(vm, action, victim, delay):
     """Have it done, and the command or the worker killed meanwhile."""
     words = {
@@ -468,8 +462,10 @@ def interrupt(vm, action, victim, delay):
         process.kill()
     else:
         with contextlib.suppress(ProcessLookupError):
+            worker = os.pidfd_open(pid)
             os.kill(pid, 9)
-            wait(lambda: gone(pid))
+            assert select.select([worker], [], [], 60)[0]  # all of its threads have ended, and what they held is free
+            os.close(worker)
     error = process.communicate(timeout=60)[1].decode()
     assert "Traceback" not in error, error
     return process.returncode
