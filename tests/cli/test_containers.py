@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from answers import fails
 from terminal import Terminal
 
 from hostel.client.container import Container
@@ -71,6 +73,11 @@ def test_a_day_with_one(hostel):
     assert hostel("rm", "one")[2].startswith("hostel: 'one' is running")
     assert hostel("stop", "-t", "0", "one")[0] == 0 and "stopped (stopped)" in hostel("ps")[1]
     assert hostel("start", "one")[0] == 0 and "running" in hostel("ps")[1]
+    before = Container.get("one").state.init
+    assert hostel("restart", "-t", "0", "one") == (0, "", "")
+    assert Container.get("one").state.init not in (0, before)
+    assert hostel("stop", "-t", "0", "one")[0] == 0 and hostel("restart", "one")[0] == 0
+    assert Container.get("one").state.state == "running"
     assert hostel("rm", "-f", "one") == (0, "", "") and hostel("ps", "-q")[1] == ""
 
 
@@ -117,6 +124,38 @@ def test_on_a_terminal(box):
         assert terminal.wait() == 6
     finally:
         terminal.close()
+
+
+def test_a_terminal_for_one_in_the_background(hostel):
+    script = "tty; stty size; read x; echo got $x; exec sleep 1000"
+    assert hostel("run", "box", "-dit", "--name", "one", *NONE, "--", "sh", "-c", script)[:2] == (0, "one\n")
+    assert hostel("exec", "-it", "one", "--", "echo", "yes")[:2] == (0, "yes\n")
+    terminal = Terminal(sys.executable, "-m", "hostel.cli.main", "console", "one", rows=20, cols=70)
+    try:
+        terminal.type("typed\n")
+        terminal.expect("got typed")
+    finally:
+        terminal.close()
+    assert re.search(r"/dev/pts/0\r?\n24 80", hostel("logs", "one")[1])
+    fails(hostel("run", "box", "-t", *NONE, "--", "true"), "-t: there is no terminal here")
+
+
+def test_volumes(hostel, tmp_path):
+    assert hostel("volume", "create", "data", "--label", "a=b") == (0, "data\n", "")
+    assert hostel("run", "box", "-d", "--name", "one", *NONE, "-v", "data:/srv", "--", "sleep", "1000")[0] == 0
+    assert hostel("exec", "-T", "one", "sh", "-c", "echo kept > /srv/file")[0] == 0
+    assert re.fullmatch(r"NAME +CREATED +CONTAINERS\ndata +[\d: -]+ +one\n", hostel("volume", "ls")[1])
+    fails(hostel("volume", "rm", "data"), "the volume 'data' is used by one")
+    assert hostel("volume", "prune") == (0, "", "")
+    hostel("rm", "-f", "one")
+    found = json.loads(hostel("volume", "inspect", "data")[1])
+    assert (Path(found["path"]) / "file").read_text() == "kept\n"
+    assert (found["labels"], found["used_by"]) == ({"a": "b"}, [])
+    assert json.loads(hostel("volume", "ls", "--json")[1]) == [found]
+    assert hostel("volume", "ls", "-q")[1] == "data\n"
+    assert hostel("volume", "prune") == (0, "data\n", "")
+    fails(hostel("volume", "rm", "data"), "there is no volume named 'data'")
+    fails(hostel("volume", "create", "a/b"), "is no name for a volume")
 
 
 MISTAKES = [

@@ -92,10 +92,13 @@ def run(args: argparse.Namespace) -> int:
             options[name] = getattr(args, name)
     # With all three on a terminal nobody can tell stdout from stderr, and the command can have a terminal too.
     terminal = not args.detach and not args.no_tty and all(tty.is_tty(fd) for fd in (0, 1, 2))
+    if args.tty and not args.detach and not terminal:
+        raise UsageError("-t: there is no terminal here; leave it out, or give --detach")
     container = Container.run(
         args.image, name=args.name, command=args.command, detach=args.detach, attached=not args.detach,
-        rm=args.rm or None, tty=terminal, stdin=not args.detach, networks=args.network, ports=args.publish or (),
-        mac=args.mac, allow_host_loopback=args.allow_host_loopback, shares=args.shares, devices=args.device, **options,
+        rm=args.rm or None, tty=terminal or args.tty, stdin=args.interactive or not args.detach,
+        networks=args.network, ports=args.publish or (), mac=args.mac, allow_host_loopback=args.allow_host_loopback,
+        shares=args.shares, devices=args.device, **options,
     )
     if args.detach:
         print(container.name)

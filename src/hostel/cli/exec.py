@@ -12,6 +12,8 @@ TAKES_COMMAND = True
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "hostel exec [OPTION...] NAME [--] COMMAND..."
     parser.add_argument("-T", "--no-tty", action="store_true", help="no terminal for COMMAND, even on a terminal")
+    parser.add_argument("-i", "-t", action="store_true", dest="habit",
+                        help="as it is anyway: input is open, and on a terminal the command has one")
     parser.add_argument("-e", "--env", action="append", default=[], metavar="KEY=VALUE", help="set a variable for it")
     parser.add_argument("-w", "--workdir", default="", metavar="DIR", help="the folder it starts in")
     parser.add_argument("-u", "--user", default="", metavar="USER", help="who runs it, in a container")

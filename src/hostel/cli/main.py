@@ -22,6 +22,7 @@ COMMANDS = {
     "explain": ("hostel.cli.explain", "show how a container or VM is isolated, from the live kernel"),
     "inspect": ("hostel.cli.inspect", "show everything about a VM or container, its counters too"),
     "start": ("hostel.cli.start", "start VMs and containers that have stopped"),
+    "restart": ("hostel.cli.restart", "stop VMs and containers, and start them again"),
     "set": ("hostel.cli.set", "change what a running VM or container has"),
     "pause": ("hostel.cli.pause", "have VMs and containers stand still"),
     "suspend": ("hostel.cli.suspend", "save VMs to disk and end them, until 'resume'"),

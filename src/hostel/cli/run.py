@@ -70,6 +70,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify-code", action="store_true", help="prove a sample of the translated code harmless")
     parser.add_argument("--perf-map", action="store_true", help="keep /tmp/perf-PID.map: perf then names guest code")
     parser.add_argument("--symbols", metavar="FILE", help="names for it: a System.map, or the guest's /proc/kallsyms")
+    parser.add_argument("-t", "--tty", action="store_true",
+                        help="a terminal for a detached container; else COMMAND has one where we are on one")
+    parser.add_argument("-i", "--interactive", action="store_true",
+                        help="an open standard input for a detached container; else it is ours")
     parser.add_argument("-T", "--no-tty", action="store_true", help="no terminal for COMMAND, even on a terminal")
     add_options(parser)
 

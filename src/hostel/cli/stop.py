@@ -13,7 +13,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    return each(args.names, lambda name: stop(name, args))
+
+
+def stop(name: str, args: argparse.Namespace) -> None:
     from hostel.client import machines
 
-    wanted = {} if args.timeout is None else {"timeout": max(0.0, args.timeout)}
-    return each(args.names, lambda name: machines.get(name).stop(**wanted))
+    machines.get(name).stop(**({} if args.timeout is None else {"timeout": max(0.0, args.timeout)}))
