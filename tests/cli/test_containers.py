@@ -140,6 +140,22 @@ def test_a_terminal_for_one_in_the_background(hostel):
     fails(hostel("run", "box", "-t", *NONE, "--", "true"), "-t: there is no terminal here")
 
 
+def test_those_that_should_run(hostel):
+    for name, policy in zip("abcdef", ("always", "unless-stopped", "on-failure", "no", "unless-stopped", "always"),
+                            strict=True):  # fmt: skip
+        hostel("run", "box", "-d", "--name", name, "--restart", policy, *NONE, "--", "sleep", "1000")
+    hostel("stop", "-t", "0", "e", "f")
+    for name in "abcd":  # as when the host has gone down: nobody had a word
+        os.kill(Container.get(name).state.pid, signal.SIGKILL)
+        Container.get(name)._folder.wait_free(20)
+    assert hostel("start", "--missing") == (0, "", "")
+    running = {container.name for container in Container.list() if container.state.state == "running"}
+    assert running == {"a", "b", "c", "f"}
+    assert hostel("start", "--missing") == (0, "", "")
+    fails(hostel("start"), "start: name VMs and containers, or say --missing")
+    fails(hostel("start", "--missing", "a"), "start: name VMs and containers, or say --missing")
+
+
 def test_volumes(hostel, tmp_path):
     assert hostel("volume", "create", "data", "--label", "a=b") == (0, "data\n", "")
     assert hostel("run", "box", "-d", "--name", "one", *NONE, "-v", "data:/srv", "--", "sleep", "1000")[0] == 0

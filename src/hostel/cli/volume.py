@@ -43,9 +43,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.action == "inspect":
         print(json.dumps(Volume.get(args.name).inspect(), indent=2))
     elif args.action == "prune":
-        from hostel.containers import volumes
-
-        print("".join(f"{name}\n" for name in volumes.prune()), end="")
+        print("".join(f"{name}\n" for name in Volume.prune()), end="")
     elif args.quiet:
         print("".join(f"{volume.name}\n" for volume in Volume.list()), end="")
     elif args.json:

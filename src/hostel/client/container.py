@@ -54,6 +54,7 @@ class Container:
         except BaseException:
             launch.kill(folder)
             if folder.path.exists():
+                folder.wait_free(5.0)  # what another thread forks has the lock for a moment, too
                 folder.remove()
             raise
         return container
@@ -207,6 +208,16 @@ class Container:
     def start(self) -> None:
         """Start one that has stopped, in the background."""
         launch.start(self._folder, held=False)
+
+    def is_missing(self) -> bool:
+        """Whether it doesn't run and should, as its restart policy says: the host has booted, or its monitor was
+        killed."""
+        policy, state = self.spec.restart, self.state
+        if state.state in LIVE or state.state == "created":
+            return False
+        if policy == "unless-stopped":
+            return not state.by_hand
+        return policy == "always" or policy == "on-failure" and state.state == "died"
 
     def pause(self) -> None:
         """Freeze all of its processes."""

@@ -33,6 +33,11 @@ class Volume:
         """All volumes of this home, by name."""
         return [cls(name) for name in volumes.names()]
 
+    @classmethod
+    def prune(cls) -> Sequence[str]:
+        """Remove all that no container has; their names."""
+        return volumes.prune()
+
     @property
     def name(self) -> str:
         return self._folder.name

@@ -90,7 +90,7 @@ def _spawn(argv: list[str], environment: dict[str, str], log: int, keep: set[int
     """In a session of its own, and as what orphans of the container go to (PR_SET_CHILD_SUBREAPER, which stays over
     exec)."""
     sys.stderr.flush()
-    for ended in {pid for pid in _monitors if _has_ended(pid)}:
+    for ended in [pid for pid in list(_monitors) if _has_ended(pid)]:  # other threads may be at it as well
         _monitors.discard(ended)
     pid = os.fork()
     if pid:
