@@ -35,6 +35,8 @@ def test_a_volume_is_filled_shared_and_outlives_its_containers(image, home):
     sh(first, "echo mine > /data/mine; rm /data/file")
     second = run(image, "sleep", "1000", shares=["common:/data:ro", "other:/other"])
     assert sh(second, "ls /data; ls /other") == "below\nmine\n"
+    # what root in a container makes set-user-ID is out of reach for the host's other users
+    assert not (home / "volumes").stat().st_mode & 0o077
     assert second.exec(["touch", "/data/x"]).status != 0
     volume = Volume.get("common")
     assert sorted(volume.used_by()) == sorted([first.name, second.name])

@@ -381,4 +381,3 @@ def described_oci(image: Any, whole: bool = False) -> dict[str, Any]:
             ],
         }  # fmt: skip
     return found
-

@@ -121,7 +121,7 @@ def prepare(container: Path, spec: ContainerSpec, root: Path) -> None:
                 _make(mount.volume, {})
             place = source(container, mount, number)
             with atomic.told(place):
-                place.parent.mkdir(mode=0o711, exist_ok=True)
+                place.parent.mkdir(mode=0o700, exist_ok=True)
                 if not mount.volume:
                     if not place.exists():
                         _fill(root, mount.target, place)
@@ -164,12 +164,12 @@ def _mounts(folder: store.Folder) -> list[Mount]:
 def _make(name: str, labels: dict[str, str]) -> None:
     if (home() / name).exists():  # leftovers of a removal
         atomic.remove_folder(home() / name)
-    with atomic.replacing_folder(home() / name, 0o711) as new:
+    with atomic.replacing_folder(home() / name, 0o700) as new:
         (new / "data").mkdir(mode=0o755)
         (new / "volume.json").write_bytes(msgspec.json.encode(VolumeSpec(created=time.time(), labels=labels)) + b"\n")
 
 
 def _locked() -> Any:
     with atomic.told(home()):
-        home().mkdir(mode=0o711, parents=True, exist_ok=True)
+        home().mkdir(mode=0o700, parents=True, exist_ok=True)
     return atomic.locked(home() / "lock")
