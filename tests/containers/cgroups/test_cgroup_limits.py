@@ -306,13 +306,15 @@ def test_statistics_are_as_runcs(cgroup, inside):
     assert _missing(theirs, ours) == []
     assert ours["memory"]["usage"]["limit"] == theirs["memory"]["usage"]["limit"] == 64 * MIB
     assert ours["pids"] == theirs["pids"]
-    assert ours["cpuset"] == theirs["cpuset"] | {name: ours["cpuset"][name] for name in ("cpus", "mems")}
+    told = {name: value for name, value in theirs["cpuset"].items() if value or name in ours["cpuset"]}
+    assert ours["cpuset"] == told | {name: ours["cpuset"][name] for name in ("cpus", "mems")}
 
 
 def _missing(theirs, ours, path=""):
+    """What is 0 and left out reads the same to who reads it by runc's types: v2 hasn't all of v1's."""
     if not isinstance(theirs, dict):
         return []
     return [
-        found for key, inner in theirs.items()
+        found for key, inner in theirs.items() if inner or key in ours
         for found in ([f"{path}.{key}"] if key not in ours else _missing(inner, ours[key], f"{path}.{key}"))
     ]  # fmt: skip
