@@ -150,7 +150,8 @@ def test_hooks_are_the_runtimes_to_run(bare, oci, bundle, tmp_path, kind):
     if kind != "poststop":
         oci("start", "box")
     made.wait()
-    assert (run(bare, oci, "delete", "box").returncode == 0) == (kind != "poststop")
+    assert run(bare, oci, "delete", "--force", "other").stderr == GONE
+    assert (run(bare, oci, "delete", "--force", "box").returncode == 0) == (kind != "poststop")
 
 
 def test_a_cgroup_that_is_in_use_is_the_runtimes_to_remove(bare, oci, bundle, tmp_path):

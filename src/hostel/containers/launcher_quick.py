@@ -45,15 +45,20 @@ def quick(arguments, count, environment):
             if not (same(word, text("--debug")) or same(word, text("--systemd-cgroup"))):
                 return 0
         at = at + 1
-    if at + 2 != count:
+    if at + 2 > count:
         return 0
     word = load64(arguments + 8 * at)
-    id = load64(arguments + 8 * at + 8)
     starts = same(word, text("start"))
     if not starts and not same(word, text("delete")):
         return 0
+    id = load64(arguments + 8 * at + 8)
+    if not starts and at + 3 == count and (same(id, text("--force")) or same(id, text("-f"))):
+        id = load64(arguments + 8 * at + 16)  # of one that has ended that is the same
+    elif at + 2 != count:
+        return 0
     if not root:
-        if syscall(GETEUID) or defined(environment, text("XDG_RUNTIME_DIR=")):
+        user = defined(environment, text("USER="))
+        if syscall(GETEUID) or user and not same(user, text("root")):
             return 0
         root = text("/run/hostel-oci")
     if not find(root, id):
@@ -64,9 +69,11 @@ def quick(arguments, count, environment):
 
 
 def defined(environment, name):
+    """The variable's value; 0 where there is none."""
     while load64(environment):
-        if begins(load64(environment), name):
-            return 1
+        value = begins(load64(environment), name)
+        if value:
+            return value
         environment = environment + 8
     return 0
 
