@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from boxes import archive
@@ -92,20 +92,8 @@ def test_a_volume_that_was_made_is_filled_at_its_first_use_only(image):
 
 
 def test_several_at_once_on_a_new_one(image):
-    failed, made = [], []
-
-    def one():
-        try:
-            made.append(run(image, "sleep", "1000", shares=["fresh:/data"]))
-        except HostelError as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=one) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda _: run(image, "sleep", "1000", shares=["fresh:/data"]), range(6)))
     for container in made:
         assert sh(container, "cat /data/file") == "of the image\n"
         container.rm(force=True)

@@ -93,6 +93,11 @@ def test_a_lease_is_renewed(vm):
         shell(vm, "wait-network 60 && ping -c 1 -W 20 10.0.2.2")
         assert address(vm) == "10.0.2.15"
     assert abs(int(shell(vm, "date +%s")) - time.time()) < 5
+    # by hand, in the guest
+    before = shell(vm, "pidof udhcpc").split()
+    shell(vm, "/proc/1/exe identity renew=eth0; wait-network 60")
+    after = shell(vm, "pidof udhcpc").split()
+    assert len(before) == len(after) == 1 and before != after
     assert identity(vm, "renew=eth1", "hostname=x") == (19, "identity: renew=eth1: error 19\n")
     assert identity(vm, f"entropy={'5a' * 65}")[0] == 22
     assert shell(vm, "hostname") == "x\n"

@@ -47,16 +47,16 @@ def run(args: argparse.Namespace) -> int:
     elif args.quiet:
         print("".join(f"{volume.name}\n" for volume in Volume.list()), end="")
     elif args.json:
-        print(json.dumps([volume.inspect() for volume in Volume.list()], indent=2))
+        print(json.dumps(Volume.inspect_all(), indent=2))
     else:
         import time
 
         print_table([
             ["NAME", "CREATED", "CONTAINERS"],
             *(
-                [volume.name, time.strftime("%Y-%m-%d %H:%M", time.localtime(volume.spec.created)),
-                 ", ".join(volume.used_by()) or "-"]
-                for volume in Volume.list()
+                [row["name"], time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created"])),
+                 ", ".join(row["used_by"]) or "-"]
+                for row in Volume.inspect_all()
             ),
         ])  # fmt: skip
     return 0

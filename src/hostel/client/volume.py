@@ -53,13 +53,22 @@ class Volume:
 
     def used_by(self) -> Sequence[str]:
         """The containers that have it, whether they run or not."""
-        return volumes.used_by(self.name)
+        return volumes.users().get(self.name, [])
 
     def inspect(self) -> dict[str, Any]:
+        return self._told(self.used_by())
+
+    @classmethod
+    def inspect_all(cls) -> Sequence[dict[str, Any]]:
+        """The same of each."""
+        users = volumes.users()
+        return [volume._told(users.get(volume.name, [])) for volume in cls.list()]
+
+    def _told(self, used_by: Sequence[str]) -> dict[str, Any]:
         spec = self.spec
         return {
             "name": self.name, "path": str(self.path), "created": spec.created, "labels": spec.labels,
-            "used_by": self.used_by(),
+            "used_by": used_by,
         }
 
     def rm(self) -> None:

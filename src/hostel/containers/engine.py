@@ -16,6 +16,7 @@ from typing import Any
 from hostel.base import paths
 from hostel.base.errors import ContainerError, HostelError, MachineError
 from hostel.base.linux import openat2
+from hostel.containers import volumes
 from hostel.containers.process import read_file
 from hostel.containers.runtime import ENDS_WITH_PARENT, Runtime
 from hostel.containers.store import Folder
@@ -48,6 +49,8 @@ _MOUNTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("/sys", "sysfs", "sysfs", ("nosuid", "noexec", "nodev", "ro")),
     ("/sys/fs/cgroup", "cgroup", "cgroup", ("nosuid", "noexec", "nodev", "relatime", "ro")),
 )
+# The host's network isn't our user namespace's, and so is its sysfs not.
+_HOST_SYS = ("/sys", "bind", "/sys", ("rbind", "nosuid", "noexec", "nodev", "ro", "rro", "rslave"))
 
 
 def identity(folder: Path) -> str:
@@ -71,7 +74,6 @@ def cgroup_path(folder: Path) -> str:
 
 def prepare(folder: Folder) -> None:
     """Make the bundle. What was made goes by ``release``, also after an exception."""
-    from hostel.containers import volumes
     from hostel.images.oci import rootfs, store
 
     spec = folder.spec()
@@ -198,13 +200,11 @@ def mounts(spec: ContainerSpec, folder: Path) -> list[dict[str, Any]]:
         absent.add("gid=5")  # there is no such group
     found = [
         {"destination": target, "type": kind, "source": source, "options": [o for o in options if o not in absent]}
-        for target, kind, source, options in _MOUNTS
+        for target, kind, source, options in (
+            _HOST_SYS if row[0] == "/sys" and spec.host_network and os.geteuid() else row for row in _MOUNTS
+        )
         if target not in own
     ]
-    if spec.host_network and os.geteuid():  # the host's network isn't our user namespace's, and so its sysfs
-        found[[mount["destination"] for mount in found].index("/sys")] |= {
-            "type": "bind", "source": "/sys", "options": ["rbind", "nosuid", "noexec", "nodev", "ro", "rro", "rslave"]
-        }
     for name in ("hosts", "hostname", "resolv.conf"):
         if f"/etc/{name}" not in own:
             found.append(_bind(f"/etc/{name}", folder / "etc" / name, "rw"))
@@ -213,8 +213,6 @@ def mounts(spec: ContainerSpec, folder: Path) -> list[dict[str, Any]]:
     for number, mount in sorted(enumerate(spec.mounts), key=lambda row: row[1].target.count("/")):
         where = mount.source
         if mount.volume or mount.own:
-            from hostel.containers import volumes
-
             where = str(volumes.source(folder, mount, number))
         if where:
             options = mount.options if any("bind" in option for option in mount.options) else ["rbind", *mount.options]

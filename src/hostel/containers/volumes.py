@@ -6,11 +6,11 @@ When it is first used an empty one is filled with what the image has in that pla
 them all, held by who makes, fills or removes one.
 """
 
+import contextlib
 import os
 import re
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -81,28 +81,30 @@ def create(name: str, labels: dict[str, str]) -> None:
 def remove(name: str) -> None:
     """Remove it with what is in it; no container may have it, whether it runs or not."""
     with _locked():
-        folder = find(name)
-        if users := used_by(name):
-            raise MachineError(f"the volume '{name}' is used by {', '.join(users)}; 'hostel rm' removes containers")
-        (folder / "volume.json").unlink()
-        atomic.remove_folder(folder)
+        find(name)
+        if has := users().get(name):
+            raise MachineError(f"the volume '{name}' is used by {', '.join(has)}; 'hostel rm' removes containers")
+        _delete(name)
 
 
 def prune() -> list[str]:
     """Remove those that no container has; their names."""
-    gone = []
-    for name in names():
-        if not used_by(name):
-            remove(name)
-            gone.append(name)
+    with _locked():
+        used = users()
+        gone = [name for name in names() if name not in used]
+        for name in gone:
+            _delete(name)
     return gone
 
 
-def used_by(name: str) -> list[str]:
-    """The containers that have it."""
-    return [
-        folder.name for folder in store.folders() if any(mount.volume == name for mount in _mounts(folder))
-    ]
+def users() -> dict[str, list[str]]:
+    """The containers that have volumes, by these."""
+    found: dict[str, list[str]] = {}
+    for folder in store.folders():
+        with contextlib.suppress(MachineError):  # one that is damaged
+            for name in {mount.volume for mount in folder.spec().mounts if mount.volume}:
+                found.setdefault(name, []).append(folder.name)
+    return found
 
 
 def source(container: Path, mount: Mount, number: int) -> Path:
@@ -117,18 +119,18 @@ def prepare(container: Path, spec: ContainerSpec, root: Path) -> None:
         return
     with _locked():
         for number, mount in wanted:
-            if mount.volume and not (home() / mount.volume / "volume.json").exists():
-                _make(mount.volume, {})
             place = source(container, mount, number)
             with atomic.told(place):
-                place.parent.mkdir(mode=0o700, exist_ok=True)
-                if not mount.volume:
-                    if not place.exists():
-                        _fill(root, mount.target, place)
-                elif not (used := place.with_name("used")).exists():
-                    if not os.listdir(place):
-                        _fill(root, mount.target, place)
-                    used.touch()
+                if mount.volume:
+                    if not (home() / mount.volume / "volume.json").exists():
+                        _make(mount.volume, {})
+                    if not (used := place.with_name("used")).exists():
+                        if not os.listdir(place):
+                            _fill(root, mount.target, place)
+                        used.touch()
+                elif not place.exists():
+                    place.parent.mkdir(mode=0o700, exist_ok=True)
+                    _fill(root, mount.target, place)
 
 
 def _fill(root: Path, target: str, place: Path) -> None:
@@ -154,11 +156,9 @@ def _fill(root: Path, target: str, place: Path) -> None:
         raise
 
 
-def _mounts(folder: store.Folder) -> list[Mount]:
-    try:
-        return folder.spec().mounts
-    except MachineError:
-        return []
+def _delete(name: str) -> None:
+    (home() / name / "volume.json").unlink()
+    atomic.remove_folder(home() / name)
 
 
 def _make(name: str, labels: dict[str, str]) -> None:
@@ -169,7 +169,7 @@ def _make(name: str, labels: dict[str, str]) -> None:
         (new / "volume.json").write_bytes(msgspec.json.encode(VolumeSpec(created=time.time(), labels=labels)) + b"\n")
 
 
-def _locked() -> Any:
+def _locked() -> contextlib.AbstractContextManager[None]:
     with atomic.told(home()):
         home().mkdir(mode=0o700, parents=True, exist_ok=True)
     return atomic.locked(home() / "lock")

@@ -76,6 +76,7 @@ def identity(argv: int) -> int:
     """``argv``: the arguments behind ``identity``, with a null at their end."""
     global first_errno
     first_errno = 0
+    end_clients(argv)  # for who runs this by hand: the agent has
     do_all(argv, text("time="), 1)
     do_all(argv, text("entropy="), 2)
     do_all(argv, text("hostname="), 3)
@@ -426,9 +427,6 @@ def end_clients(argv: int) -> int:
     """Of the cards that will ask for a lease anew: their DHCP clients of the agent's end, with the script of each,
     which may be about to set what the old lease says. Whoever waits for the network from now on (wait-network) waits
     for what comes. ``argv`` is identity's."""
-    global link_socket
-    if open_link():
-        return 0
     while load64(argv):
         card = begins(load64(argv), text("mac="))
         if card:
@@ -437,13 +435,11 @@ def end_clients(argv: int) -> int:
         if card:
             end_client(card, length(card))
         argv += 8
-    syscall(CLOSE, link_socket)
-    link_socket = -1
     return 0
 
 
 def end_client(card: int, size: int) -> int:
-    if size <= 0:
+    if size <= 0 or open_link():
         return 0
     flags = flags_of(card, size)
     if flags < 0 or not flags & IFF_UP:
