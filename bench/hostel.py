@@ -99,10 +99,12 @@ class Hostel(Peer):
     def close(self) -> None:
         from hostel.base.errors import HostelError
         from hostel.client.vm import VM
+        from hostel.vm import translations
 
         with contextlib.suppress(HostelError):
             VM.get(self._name).kill()
         super().close()
+        translations.make()
         if self._profile:
             self._profile.tell()
         with contextlib.suppress(HostelError):

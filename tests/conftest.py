@@ -19,6 +19,7 @@ for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGQUIT, sign
 
 
 os.environ["HOSTEL_ZYGOTE_SECONDS"] = "0"  # homes are many and short-lived; vm/test_zygote has its own
+os.environ["HOSTEL_TRANSLATIONS"] = "0"     # the same; vm/test_translations has its own
 
 
 @pytest.fixture

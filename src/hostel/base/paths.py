@@ -70,3 +70,8 @@ def networks() -> Path:
 
 def cache() -> Path:
     return home() / "cache"
+
+
+def translations() -> Path:
+    """What the translator keeps between runs (vm/translations)."""
+    return home() / "translations"

@@ -36,6 +36,7 @@ COMMANDS = {
     "network": ("hostel.cli.network", "make, list and remove named networks"),
     "volume": ("hostel.cli.volume", "make, list and remove containers' volumes"),
     "fork": ("hostel.cli.fork", "make running copies of a running VM"),
+    "translations": ("hostel.cli.translations", "show or clear the translated code that is kept between runs"),
     "completion": ("hostel.cli.completion", "print the completion script for bash, zsh or fish"),
 }
 

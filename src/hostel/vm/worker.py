@@ -32,7 +32,7 @@ from hostel.spec import rpc
 from hostel.spec.control import Connection, Later, Server, Upgrade, listen
 from hostel.spec.share import ShareSpec
 from hostel.spec.vm import VmSpec, VmState
-from hostel.vm import confine
+from hostel.vm import confine, translations
 from hostel.vm.checkpoint import Checkpoints
 from hostel.vm.console import Console
 from hostel.vm.debug import Debugger
@@ -88,6 +88,9 @@ class Worker:
         self._snapshot = snapshot
         self._base = snapshot.open() if snapshot else None
         self.machine = Machine(self.spec, self.files, self.loop, self._machine_event, blank=snapshot is not None)
+        self.kept = translations.Kept(self.machine.engine) if translations.enabled() else None
+        if self.kept:
+            self.kept.give(self.machine.engine)
         self.console = Console(self.loop, self.log, self._write_console, self._resized)
         self.console.on_ready = self._read_console
         self.exec = Exec(self.loop, self._agent_ready, self.spec)
@@ -178,6 +181,8 @@ class Worker:
         self._hold_leash()
         self._stale = None
         self._waiters, self._agent_waiters, self._room_waiters = [], [], []
+        if self.kept:
+            self.kept.leave(self.machine.engine)
         if self._counting:
             self._counting.clear()
             self.machine.engine.count_instructions(False)
@@ -415,6 +420,8 @@ class Worker:
         self._disconnect()
         self.checkpoints.forget()
         self._command_begun = False
+        if self.kept:
+            self.kept.take(self.machine.engine)
         self.machine.close()
         del self.machine
         gc.collect()  # the old machine's memory goes before the new one's comes
@@ -426,6 +433,8 @@ class Worker:
                 traceback.print_exception(error, file=sys.stderr)
             self.end(f"error: it can't be reset: {error}")
             return
+        if self.kept:
+            self.kept.give(self.machine.engine)
         if self._trace:
             self._trace.follow(self.machine.engine)
         if self._counting:
@@ -457,6 +466,8 @@ class Worker:
         self.drain()
         self.exec.finish(f"'{self.spec.name}' ended: {reason}")
         self._disconnect()
+        if self.kept:
+            self.kept.take(self.machine.engine)
         self.machine.close()
         self.files.close()
         self.state.state, self.state.stopped, self.state.reason = "stopped", time.time(), reason

@@ -128,7 +128,8 @@ def start() -> None:
         return
     import subprocess
 
-    names = (*PYTHONS, "HOME", "PATH", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "HOSTEL_HOME", "HOSTEL_ZYGOTE_SECONDS")
+    names = (*PYTHONS, "HOME", "PATH", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "HOSTEL_HOME", "HOSTEL_ZYGOTE_SECONDS",
+             "HOSTEL_TRANSLATIONS")
     # Its last argument is room for the names of its children.
     command = [sys.executable, "-P", "-m", "hostel.vm.zygote", str(folder()), commands, "-" * _TITLE_ROOM]
     with contextlib.suppress(OSError):
@@ -179,6 +180,7 @@ class Zygote:
         self._commands = commands
         self._askers: dict[int, socket.socket] = {}   # by descriptor
         self._children: dict[int, socket.socket] = {}  # by process: who waits for it
+        self._maker = 0        # the process that makes translations (vm/translations)
         self._poll = select.poll()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -204,7 +206,8 @@ class Zygote:
         used = time.monotonic()
         try:
             while (left := used + idle - time.monotonic()) > 0 and self._is_there():
-                for fd, events in self._poll.poll(min(left, _LOOK) * 1000):
+                ready = self._poll.poll(min(left, _LOOK) * 1000)
+                for fd, events in ready:
                     if fd == self._wake:
                         self._reap()
                     elif fd == self._listener.fileno():
@@ -215,6 +218,8 @@ class Zygote:
                         elif not self._serve(self._askers[fd]):
                             return
                         used = time.monotonic()
+                if not ready or ready[0][0] == self._wake:
+                    self._make_translations()
         finally:
             if self._is_there():
                 self._path.unlink()
@@ -269,25 +274,50 @@ class Zygote:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if not pid:
                     break
+                if pid == self._maker:
+                    self._maker = 0
                 sock = self._children.get(pid)
                 if sock:
                     _tell(sock, {"status": os.waitstatus_to_exitcode(status)})
                     self._dismiss(sock)
 
+    def _make_translations(self) -> None:
+        """When VMs have ended: of what they ran, for those to come; whoever else wants the processor comes first."""
+        from hostel.vm import translations  # it is there: the worker's
+
+        if self._maker or not translations.enabled() or not translations.waiting():
+            return
+        with contextlib.suppress(OSError):
+            self._maker = os.fork()
+            if self._maker == 0:
+                status = 1
+                try:
+                    self._shed(None)
+                    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+                    _set_title(["hostel", "translations", "make"])
+                    translations.make()
+                    status = 0
+                finally:
+                    os._exit(status)
+
     # -- in the child
+
+    def _shed(self, sock: socket.socket | None) -> None:
+        """Be no zygote any more; only ``sock`` is kept of what is one's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(self._wake)
+        os.close(self._woken)
+        self._listener.close()
+        for asker in self._askers.values():
+            if asker is not sock:
+                asker.close()
 
     def _be_child(self, sock: socket.socket) -> None:
         """What fork and exec of who asks, and Python's start, would have made of it. Never returns."""
         status = 1
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.close(self._wake)
-            os.close(self._woken)
-            self._listener.close()
-            for asker in self._askers.values():
-                if asker is not sock:
-                    asker.close()
+            self._shed(sock)
             os.sched_setscheduler(0, self._policy, os.sched_param(0))
             os.setsid()
             sock.setblocking(True)
@@ -384,7 +414,7 @@ def load() -> None:
 
     for row in (*machine.ENGINES.values(), *cards.CARDS.values(), *cards.OPENERS.values(), *FORMATS.values()):
         importlib.import_module(row.partition(":")[0])
-    for name in ("hostel.net.process", "hostel.net.settings"):  # of cards on nat
+    for name in ("hostel.net.process", "hostel.net.settings", "hostel.cpu.bt.keeper"):  # of cards on nat; translations
         importlib.import_module(name)
     decompress.load_all()
 

@@ -28,6 +28,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     mov_ri,
     mov_rr,
     mov_rr32,
+    mov_site,
     op_mem,
     op_ri,
     op_rr,
@@ -189,7 +190,7 @@ def check_access(t, i, a, size, access):
     s.host = cython.cast(uint32_t, e.p - t.m.code)
     if t.mode & MODE_DEBUG:
         # every access comes to the monitor, which goes on behind the check
-        mov_ri(e, S2, site)
+        mov_site(e, S2, site)
         jmp_to(e, t.m.leave_site_mem)
         s.check = cython.cast(uint8_t, e.p - (t.m.code + s.host))
         return 0

@@ -85,14 +85,16 @@ cdef struct Fault:               # host instructions that may fault, in order of
     uint32_t flags_in_host
 
 cdef struct Block:
-    uint64_t gpa
+    uint64_t gpa                 # what `find` looks at comes first, and lies together
+    uint64_t pc                  # with MODE_PIC: as if the page were at PIC_PAGE
+    uint32_t mode
+    uint32_t next_hash
+    uint8_t dead
+    uint16_t insns
+    uint32_t size                # guest bytes, from `low` on
     uint64_t low                 # its lowest byte: jumps are followed within the page
     uint64_t gpa2                # second page (its address) when the only instruction crosses into it, else 1
-    uint64_t pc                  # with MODE_PIC: as if the page were at PIC_PAGE
     uint64_t first_pc            # where it was when it was translated
-    uint32_t mode
-    uint32_t size                # guest bytes, from `low` on
-    uint32_t next_hash
     uint32_t next_page
     uint32_t next_page2
     uint32_t start               # offsets in the code memory
@@ -103,11 +105,8 @@ cdef struct Block:
     uint32_t cold_host
     uint32_t cold_mem
     uint32_t end
-    uint16_t insns
-    uint8_t dead
 
 cdef enum:
-    HASH_SIZE = 65536
     MAX_BLOCKS = 1 << 19
     MAX_SITES = 1 << 21
     MAX_FAULTS = 1 << 20
@@ -116,6 +115,7 @@ cdef enum:
     WRITES_BORNE = 16            # so many writes to a page with code drop the blocks that they meet, one more drops all
     DROP_SHIFT = 12              # Cache.written: writes below, drops above, each of which doubles what is borne
     MOST_DROPS = 8
+    WISHES_ROOM = 1 << 20        # bytes of wishes (kept.py) that are told at once
     MAX_BREAKS = 256             # a debugger's breakpoints
     CHUNK = 1 << 14              # is copied at the first write to code memory that is shared with other processes: twice
                                  # as much takes 1.5 times as long, and children's writes are few and far between
@@ -141,6 +141,7 @@ cdef struct Cache:
     Insn* pool
     uint32_t n_pool
     uint32_t* hash
+    uint32_t hash_mask           # its entries, a power of 2, less one
     uint32_t* pages[16]          # per slot, per page: first block
     uint16_t* written[16]        # per slot, per page: writes since it last had no blocks, and how often all were dropped
     Slot* slots
@@ -170,6 +171,13 @@ cdef struct Cache:
     uint64_t n_invalidated
     uint64_t total_blocks
     uint64_t total_insns
+    const uint8_t* kept          # translations of earlier runs, or NULL: kept.py
+    uint8_t* kept_used           # a bit for each place of its table: it was adopted
+    uint64_t n_adopted
+    uint8_t* wishes              # what was translated, for who keeps it, or NULL
+    size_t wishes_size
+    uint64_t wishes_told         # bytes that were written to the file
+    int wishes_fd                # -1: no more
     uint64_t breaks[MAX_BREAKS]  # linear addresses at which no block goes on and none begins: a debugger waits there
     int n_breaks
     uint8_t* frozen              # by CHUNK: 1: shared with other processes, `code` is read-only there. NULL: never was any

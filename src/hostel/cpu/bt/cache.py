@@ -110,7 +110,10 @@ def setup(m):
     m.behind = cython.cast(cython.pointer(uint32_t), _map(MAX_SITES * 4))
     m.faults = cython.cast(cython.pointer(Fault), _map(MAX_FAULTS * cython.sizeof(Fault)))
     m.pool = cython.cast(cython.pointer(Insn), _map(MAX_POOL * cython.sizeof(Insn)))
-    m.hash = cython.cast(cython.pointer(uint32_t), _map(HASH_SIZE * 4))
+    m.hash_mask = 1023
+    while m.hash_mask < m.code_size >> 8:  # a block has more bytes than that
+        m.hash_mask = m.hash_mask * 2 + 1
+    m.hash = cython.cast(cython.pointer(uint32_t), _map(_hash_bytes(m)))
     if _map_twice(m) != 0 or not (
         m.blocks and m.sites and m.behind and m.faults and m.pool and m.hash
     ):
@@ -129,6 +132,7 @@ def setup(m):
     enlarge(m)
     m.n_blocks = 1
     m.n_sites = 1
+    m.wishes_fd = -1
     m.fences = syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) != 0
     m.pic_from = cython.cast(uint64_t, 1) << 32  # below it programs are linked for the address that they are at
     _init_lock(m)
@@ -155,7 +159,9 @@ def teardown(m):
     munmap(m.behind, MAX_SITES * 4)
     munmap(m.faults, MAX_FAULTS * cython.sizeof(Fault))
     munmap(m.pool, MAX_POOL * cython.sizeof(Insn))
-    munmap(m.hash, HASH_SIZE * 4)
+    munmap(m.hash, _hash_bytes(m))
+    if m.wishes:
+        munmap(m.wishes, WISHES_ROOM)
     for i in range(m.n_slots):
         munmap(m.pages[i], (m.slots[i].size >> 12) * 4)
         munmap(m.written[i], (m.slots[i].size >> 12) * 2)
@@ -165,15 +171,22 @@ def teardown(m):
 @cython.nogil
 @cython.exceptval(check=False)
 @cython.inline
-def _hash(gpa: uint64_t, pc: uint64_t, mode: uint32_t) -> uint32_t:
+def _hash(m: cython.pointer(Cache), gpa: uint64_t, pc: uint64_t, mode: uint32_t) -> uint32_t:
     h: uint64_t = gpa ^ (gpa >> 12) ^ (pc >> 20) ^ (mode * 0x9E37)
-    return cython.cast(uint32_t, h ^ (h >> 16)) & (HASH_SIZE - 1)
+    return cython.cast(uint32_t, h ^ (h >> 16)) & m.hash_mask
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _hash_bytes(m: cython.pointer(Cache)) -> cython.size_t:
+    return (cython.cast(cython.size_t, m.hash_mask) + 1) * 4
 
 
 def find(m, gpa, pc, mode):
     """The number of the live block at that place, or 0."""
     pc = block_pc(pc, mode)  # noqa: F821, ours, inline in the .pxd
-    n: uint32_t = m.hash[_hash(gpa, pc, mode)]
+    n: uint32_t = m.hash[_hash(m, gpa, pc, mode)]
     while n:
         b: cython.pointer(Block) = cython.address(m.blocks[n])
         if b.gpa == gpa and b.pc == pc and b.mode == mode and not b.dead:
@@ -192,6 +205,8 @@ def add_site(m, kind, pc, block):
     s.size = 0
     s.access = 0
     s.span = 0
+    s.delta = 0
+    s.window_access = 0
     s.check = 0
     m.n_sites += 1
     return m.n_sites - 1
@@ -269,7 +284,7 @@ def flush(m):
     i: cython.int
     page: uint64_t
     slot: cython.pointer(Slot)
-    memset(m.hash, 0, HASH_SIZE * 4)
+    memset(m.hash, 0, _hash_bytes(m))
     for i in range(m.n_slots):
         slot = cython.address(m.slots[i])
         for page in range(slot.size >> 12):
@@ -490,7 +505,7 @@ def enlist(m, number):
             b.next_page2 = head[0]
             head[0] = number
     # jumps that are linked to a dead block of the same place come here from now on
-    h: uint32_t = _hash(b.gpa, b.pc, b.mode)
+    h: uint32_t = _hash(m, b.gpa, b.pc, b.mode)
     link: cython.pointer(uint32_t) = cython.address(m.hash[h])
     while link[0]:
         old: cython.pointer(Block) = cython.address(m.blocks[link[0]])

@@ -10,8 +10,17 @@ cdef enum:
 cdef inline bint away(int r) noexcept nogil:
     return r == S1 or r == S2
 
+cdef enum:
+    MAX_NOTES = 2048     # a block's jumps and sites
+
+cdef struct Note:
+    uint8_t* at          # 4 bytes
+    bint site            # they are a site's number; else a distance
+
 cdef struct Code:
     uint8_t* p           # where the next byte goes
+    Note* notes          # room for what depends on where the code lies (kept.py), or NULL
+    int n_notes
 
 cdef enum:               # conditions, as encoded
     CC_O = 0
@@ -33,6 +42,7 @@ cdef void gs_store_imm32(Code* e, uint32_t offset, uint32_t value) noexcept nogi
 cdef void mov_rr(Code* e, int dst, int src) noexcept nogil
 cdef void mov_rr32(Code* e, int dst, int src) noexcept nogil
 cdef void mov_ri(Code* e, int dst, uint64_t value) noexcept nogil
+cdef void mov_site(Code* e, int dst, uint32_t site) noexcept nogil
 cdef void lea(Code* e, int size, int dst, int base, int index, int scale, int64_t disp) noexcept nogil
 cdef void memory_field(Code* e, int reg, int base, int disp) noexcept nogil
 cdef void op_mem(Code* e, int prefix, int w, int opcode, int reg, int base, int disp) noexcept nogil

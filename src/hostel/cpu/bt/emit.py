@@ -154,6 +154,22 @@ def mov_ri(e, dst, value):
         e8(e, value)
 
 
+def mov_site(e, dst, site):
+    mov_ri(e, dst, site)
+    _note(e, e.p - 4, True)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+@cython.inline
+def _note(e: cython.pointer(Code), at: cython.pointer(uint8_t), site: cython.bint) -> cython.void:
+    if e.notes != cython.NULL and e.n_notes < MAX_NOTES:
+        e.notes[e.n_notes].at = at
+        e.notes[e.n_notes].site = site
+        e.n_notes += 1
+
+
 def lea(e, size, dst, base, index, scale, disp):
     """lea dst, [base + index<<scale + disp]; base and index may be 16 for none, disp fits 32 bits signed."""
     rex: cython.int = (8 if size == 8 else 0) | (4 if dst & 8 else 0)
@@ -199,12 +215,12 @@ def lea_rip(e, dst, target):
 
 
 def jmp_to(e, target):
-    e1(e, 0xE9)
-    e4(e, cython.cast(uint32_t, target - (e.p + 4)))
+    fill_hole(jmp_hole(e), target)
 
 
 def jmp_hole(e):
     e1(e, 0xE9)
+    _note(e, e.p, False)
     e.p += 4
     return e.p - 4
 
@@ -212,6 +228,7 @@ def jmp_hole(e):
 def jcc_hole(e, cc):
     e1(e, 0x0F)
     e1(e, 0x80 | cc)
+    _note(e, e.p, False)
     e.p += 4
     return e.p - 4
 

@@ -28,7 +28,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     jmp_hole,
     jmp_to,
     lea,
-    mov_ri,
+    mov_site,
     op_mem,
     op_ri,
     op_rr,
@@ -55,7 +55,7 @@ from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t
 
 def leave(t, site):
     e: cython.pointer(Code) = cython.address(t.e)
-    mov_ri(e, S2, site)
+    mov_site(e, S2, site)
     jmp_to(e, t.m.leave_site_host if t.flags == FLAGS_HOST else t.m.leave_site_mem)
 
 
@@ -169,7 +169,7 @@ def look_up(t: cython.pointer(Translation), site: uint32_t) -> cython.void:
     e: cython.pointer(Code) = cython.address(t.e)
     s: cython.pointer(Site) = cython.address(t.m.sites[site])
     access: cython.int = s.window_access if s.span else s.access
-    mov_ri(e, S2, site)
+    mov_site(e, S2, site)
     if t.single or (s.size > SECOND_ROOM and not s.span):  # FRSTOR: it might end in the next page
         jmp_to(e, t.m.leave_site_mem)
     else:
@@ -197,6 +197,7 @@ def cold_code(t):
             op_rr(e, 4, 0x31, S1, S2)
             op_ri(e, 4, 4, S2, 4096)
             site = add_site(t.m, SK_PLAIN, t.m.sites[c.site].pc, t.block)
+            align_link(e, 2)
             hole = jcc_hole(e, CC_NE)
             t.m.sites[site].host = cython.cast(uint32_t, hole - t.m.code)
             look_up(t, c.site)

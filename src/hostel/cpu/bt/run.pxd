@@ -81,6 +81,7 @@ cdef enum:                       # what the run loop does next
 cdef class BtEngine:
     cdef Cache cache
     cdef Translation translation # cache.translation
+    cdef object kept             # what cache.kept and cache.kept_used point into
     cdef readonly int verify     # every so many blocks one is verified; 0: none
     cdef int unverified          # blocks since the last one that was
     cdef object layout           # verify.Layout

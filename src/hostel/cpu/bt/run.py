@@ -94,6 +94,7 @@ from cython.cimports.hostel.cpu.bt.insn import (
     SS,
     Insn,
 )
+from cython.cimports.hostel.cpu.bt.kept import adopt, wish
 from cython.cimports.hostel.cpu.bt.mmu import (
     current_table,
     find_slot,
@@ -560,6 +561,7 @@ class BtEngine:
             "code_bytes": (m.free - m.code) + (m.cold_free - m.cold),
             "code_capacity": m.code_size,
             "translated_blocks": m.total_blocks,
+            "adopted_blocks": m.n_adopted,
             "translated_instructions": m.total_insns,
             "invalidated_blocks": m.n_invalidated,
             "flushes": m.n_flushes,
@@ -1114,7 +1116,11 @@ class BtVcpu(Vcpu):
             n = find(m, gpa, c.rip, mode)
             if n == 0 or m.blocks[n].gpa2 != 1:
                 enlarge(m)
-                n = translate(m, c, gpa, mode)
+                n = adopt(m, c, gpa, mode)
+                if n == 0:
+                    n = translate(m, c, gpa, mode)
+                    if n:
+                        wish(m, n)
                 if n and self.engine.due():
                     cython.cast(stub_t, text(m, m.fx_save))()
                     with cython.gil:

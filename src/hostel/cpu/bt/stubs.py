@@ -104,6 +104,7 @@ def prepare(m, c):
     _avx = feature_present(8)  # FE_AVX
     e: Code
     e.p = m.free
+    e.notes = cython.NULL
     # enter(): from the monitor to c.host_pc; System V callee-saved registers are kept on the host's stack
     m.enter = e.p
     e1(cython.address(e), 0x53)

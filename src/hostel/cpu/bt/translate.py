@@ -782,6 +782,7 @@ def translate(m, c, gpa, mode):
     t.head = 0
     t.moved = 0
     t.polled = False
+    e.n_notes = 0
     protect(m, c, gpa)
     fetch(m, gpa & ~cython.cast(uint64_t, 4095), page, 4096)
     limit = 1 if t.single else MAX_INSNS
