@@ -15,7 +15,9 @@ from bench.guest import Guest, micro
 from bench.hostel import program
 from bench.peer import Peer
 from bench.qemu import Qemu
-from bench.row import Context, Goal, Group, Row, Sample, Values
+from bench.row import Context, Goal, Group, Measurement, Row, Sample, Scaling, Values
+from hostel.base.errors import HostelError
+from hostel.images import store
 
 TIMES = 5            # of what takes milliseconds, whose median is a round's value
 SETTLE = 2.0         # seconds until forks are idle
@@ -132,10 +134,10 @@ def unshared(pid: int) -> int:
 # -- run --warm, by the command line
 
 
-def command(*options: str) -> float:
-    """Seconds until it says something."""
+def command(*words: str) -> float:
+    """Seconds until ``hostel run`` says something."""
     begun = time.monotonic()
-    words = [*program(), "run", *options, "--", "echo", "here"]
+    words = (*program(), "run", *words, "--", "echo", "here")
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
         first = running.stdout.read(1)
@@ -145,17 +147,20 @@ def command(*options: str) -> float:
     return took
 
 
-def warm(peers: Sequence[Peer], context: Context) -> Values:
-    if not any(peer.name == "hostel" for peer in peers):
-        return {}
-    command("--warm")
-    return {"hostel": Sample(1e3 * statistics.median(command("--warm") for _ in range(TIMES)))}
+def run(image: str, *options: str) -> Measurement:
+    """``hostel run`` of an image, of ``TIMES``; one before them makes what is warm. The Debian is built by others."""
 
+    def measure(peers: Sequence[Peer], context: Context) -> Values:
+        if not any(peer.name == "hostel" for peer in peers):
+            return {}
+        try:
+            store.ensure(image)
+        except HostelError as error:
+            raise BenchError(f"no {image} image: {error}") from error
+        command(*options, image)
+        return {"hostel": Sample(1e3 * statistics.median(command(*options, image) for _ in range(TIMES)))}
 
-def cold(peers: Sequence[Peer], context: Context) -> Values:
-    if not any(peer.name == "hostel" for peer in peers):
-        return {}
-    return {"hostel": Sample(1e3 * command())}
+    return measure
 
 
 @functools.cache
@@ -191,8 +196,14 @@ FORKS = Group(
 )
 WARM = Group(
     (
-        Row("warm", "run --warm, until the first command's output", "ms", warm, Goal(most=150)),
-        Row("cold", "run, the same", "ms", cold),
+        Row("cold", "run micro, until the first command's output", "ms", run("micro")),
+        Row("warm", "run --warm micro, the same", "ms", run("micro", "--warm"), Goal(most=150)),
+        Row("cold-debian", "run debian, the same", "ms", run("debian")),
+        Row("warm-debian", "run --warm debian, the same", "ms", run("debian", "--warm"), Goal(most=150)),
     ),
     guest,
+    scalings=(
+        Scaling("**micro: warm against a boot**", "cold", "warm", Goal(least=20), more=1),
+        Scaling("**debian: warm against a boot**", "cold-debian", "warm-debian", Goal(least=20), more=1),
+    ),
 )

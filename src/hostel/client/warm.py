@@ -6,6 +6,7 @@ has wanted a copy for a while; the next one then starts from the snapshot that w
 """
 
 import hashlib
+import time
 from typing import TYPE_CHECKING
 
 from hostel._version import __version__
@@ -61,7 +62,7 @@ def _boot(folder: store.Folder, image: str, cpus: int, memory: int) -> None:
     store.create(spec, fill)
     try:
         launch.start(folder, held=False)
-        _rehearse(VM(folder), spec.nics[0].mac)
+        _rehearse(VM(folder))
         with Connection(folder.path) as connection:
             connection.call("pause")
         snapshots.create(folder, BOOTED)
@@ -70,12 +71,17 @@ def _boot(folder: store.Folder, image: str, cpus: int, memory: int) -> None:
         raise
 
 
-def _rehearse(vm: "VM", mac: str) -> None:
-    """Have the guest do what each copy does first, so that its code is translated before there are any."""
-    said: list[bytes] = []
-    words = ["agent", "identity", f"mac={mac}:{mac}"]
-    vm.attach(words, itself=True, stdin=None, input=b"", on_stdout=said.append, on_stderr=said.append)
-    vm.exec(["sh", "-c", "wait-network; sleep 1"])  # until that has settled, whatever the image
+def _rehearse(vm: "VM") -> None:
+    """Have the guest do what each copy does first, so that its code is translated before there are any: go on as
+    another, and run a command; and once more, to be itself again."""
+    for _ in range(2):
+        with Connection(vm.folder) as connection:
+            connection.call("pause")
+            time.sleep(0.1)  # so that its clock is behind
+            connection.call("resume")
+            connection.call("rehearse")
+        vm.exec(["true"])
+        vm.exec(["sh", "-c", "wait-network; sleep 1"])  # until that has settled, whatever the image
     for _ in range(3):
         vm.exec(["true"])
 

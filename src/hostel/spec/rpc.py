@@ -212,6 +212,7 @@ PARAMS: dict[str, type[msgspec.Struct]] = {
     "fork": Fork,              # -> {"pause_ns"}
     "balloon": Balloon,        # -> target and actual bytes, what the guest says of its memory
     "grow_disk": GrowDisk,
+    "rehearse": Nothing,       # a template's: its guest is to do what copies do first; twice, to be itself again
     "pause": Nothing,
     "resume": Nothing,
     "reset": Nothing,
