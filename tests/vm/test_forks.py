@@ -117,6 +117,35 @@ def test_its_ports_are_chosen_or_given(clean):
             socket.create_server(("127.0.0.1", port)).close()
 
 
+def test_forks_of_one_that_stands_still_make_no_chain(clean, home, disk):
+    """Its disk's top is empty after the first: copies stand on what is below, and see nothing of what it writes later."""
+    word = "dd if=/dev/vda skip=100 count=1 iflag=direct 2>/dev/null | head -n 1"
+    write = "dd of=/dev/vda seek=100 oflag=direct conv=sync 2>/dev/null"
+    with run(disks=[disk]) as vm:
+        sh(vm, f"echo first | {write}")
+        vm.pause()
+        layers = []
+        with contextlib.ExitStack() as stack:
+            copies = []
+            for _ in range(4):
+                copies += stack.enter_context(vm.fork(1))
+                layers.append(sorted(os.listdir(home / "disks" / "box")))
+                copies[-1].resume()
+                assert sh(copies[-1], word) == "first\n"
+            assert layers[0] == layers[1] == layers[2] == layers[3] and len(layers[0]) == 1
+            sh(copies[0], f"echo {copies[0].name} | {write}")
+            vm.resume()
+            sh(vm, f"echo later | {write}; sync")
+            assert [sh(copy, word) for copy in copies] == [f"{copies[0].name}\n", *["first\n"] * 3]
+            vm.pause()
+            copies += stack.enter_context(vm.fork(1))  # of what it has written since
+            assert len(os.listdir(home / "disks" / "box")) == 2
+            copies[-1].resume()
+            assert sh(copies[-1], word) == "later\n"
+            vm.rm(force=True)
+            assert [sh(copy, word) for copy in copies] == [f"{copies[0].name}\n", *["first\n"] * 3, "later\n"]
+
+
 def test_the_original_goes_and_copies_live_on(clean, home, disk):
     vm = run(disks=[disk], networks=["nat"], rm=False, detach=True)
     sh(vm, "echo base | dd of=/dev/vda conv=fsync 2>/dev/null; echo word > /tmp/word")

@@ -69,7 +69,11 @@ def fork(
                 raise MachineError(f"'{folder.name}' can't be forked: its card on {nic.network} is one VM's")
         if not folder.owned():
             raise MachineError(f"'{folder.name}' is not running")
-        frozen = layers.tops(spec)
+        with Connection(folder.path) as connection:
+            blank = connection.call("blank_disks") if spec.disks else []
+        blank = [number for number in blank if Path(spec.disks[number].path).parent == layers.folder(folder.name)]
+        frozen = layers.tops(spec, blank)
+        own = [layer for layer in frozen if layer.number not in blank]
         specs = [spec_for(spec, name or new_name(), ports) for name in names()]
         for child in specs:
             child.remove = remove
@@ -88,9 +92,9 @@ def fork(
                     connection.call("hand", fds=fds, **params)
                     copy.opened.close()
                     made.append(copy.folder)
-            with go_over(folder, spec, frozen) as tops:
+            with go_over(folder, spec, own) as tops:
                 fds, deltas = open_tops(spec, tops, opened)
-                pause = connection.call("fork", fds=fds, disks=deltas, run=run)["pause_ns"]
+                pause = connection.call("fork", fds=fds, disks=deltas, run=run, blank=blank)["pause_ns"]
         for born in made:
             if not _is_born(born):
                 raise MachineError(f"'{born.name}' didn't come to life; the host may have too many processes")

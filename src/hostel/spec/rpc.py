@@ -104,12 +104,14 @@ class Hand(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Fork(msgspec.Struct, forbid_unknown_fields=True):
-    """Go on as this VM and as those that were handed. Descriptors: for the ``disks``, which go on in deltas too. The
-    copies stand still if it does, unless they are to ``run``."""
+    """Go on as this VM and as those that were handed. Descriptors: for the ``disks``, which go on in deltas too, but
+    for those whose tops are ``blank`` (``blank_disks``): the copies' deltas take their places. The copies stand still
+    if it does, unless they are to ``run``."""
 
     run: bool = False
 
     disks: list[Delta] = []
+    blank: list[int] = []
 
 
 class Console(msgspec.Struct, forbid_unknown_fields=True):
@@ -208,6 +210,7 @@ PARAMS: dict[str, type[msgspec.Struct]] = {
     "wait": Nothing,           # -> VmState, once the VM has stopped
     "wait_agent": Nothing,     # -> true, once the guest takes commands
     "snapshot": Snapshot,      # -> {"pause_ns", "files"}: how long it stood still, whose memory it stands on
+    "blank_disks": Nothing,    # -> numbers of those whose tops nothing was written to; none while it runs
     "hand": Hand,
     "fork": Fork,              # -> {"pause_ns"}
     "balloon": Balloon,        # -> target and actual bytes, what the guest says of its memory

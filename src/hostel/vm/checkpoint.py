@@ -194,10 +194,11 @@ class Deltas:
         for delta in self._wanted:
             self._disks[delta.number].freeze()
 
-    def stack(self, spec: VmSpec) -> None:
-        """What is written from now on is the deltas', and ``spec`` says so."""
+    def stack(self, spec: VmSpec, instead: Sequence[int] = ()) -> None:
+        """What is written from now on is the deltas', and ``spec`` says so; some are there ``instead`` of the tops."""
         for delta, fds in zip(self._wanted, self._fds, strict=True):
-            self._disks[delta.number].stack(Path(delta.path), *fds)
+            direct = fds[1] if len(fds) > 1 else -1
+            self._disks[delta.number].stack(Path(delta.path), fds[0], direct, delta.number in instead)
             disk = spec.disks[delta.number]
             disk.path, disk.format, disk.allow_backing = delta.path, "qcow2", True
 

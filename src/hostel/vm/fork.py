@@ -84,13 +84,18 @@ class Forks:
         for child in self._handed.pop(connection, []):
             child.close()
 
+    def blank_disks(self) -> list[int]:
+        """Numbers of disks whose tops nothing was written to, as long as the machine stands still."""
+        disks = [] if self._worker.running else self._worker.machine.disks()
+        return [number for number, disk in enumerate(disks) if disk.blank]
+
     def fork(self, connection: Connection, params: rpc.Fork, fds: list[int]) -> dict[str, Any] | None:
         """In the parent what ``rpc.Fork`` says; None in a child, which is another VM's worker when this returns."""
         worker = self._worker
         machine, children = worker.machine, self._handed.get(connection, [])
         own = Deltas(machine, params.disks)
         try:
-            self._check(machine, children)
+            self._check(machine, children, params.blank)
             own.take(fds)
         except BaseException:
             for fd in fds:
@@ -133,14 +138,14 @@ class Forks:
             self._handed.clear()
             for fd in fds:
                 os.close(fd)
-            self._become(child, running or params.run)
+            self._become(child, running or params.run, params.blank)
         except BaseException:
             traceback.print_exc(file=sys.stderr)
             sys.stderr.flush()
             os._exit(1)  # neither of the two
         return None
 
-    def _check(self, machine: Any, children: Sequence[Child]) -> None:
+    def _check(self, machine: Any, children: Sequence[Child], blank: Sequence[int]) -> None:
         """``MachineError`` where a fork can't be what it should be."""
         name = self._worker.spec.name
         if not children:
@@ -153,6 +158,8 @@ class Forks:
             raise MachineError(f"'{name}' can't be forked: it runs with --trace or --perf-map")
         if not self._worker.complete:
             raise MachineError(f"'{name}' is just starting: its shares aren't mounted yet")
+        if not set(blank) <= set(self.blank_disks()):
+            raise MachineError(f"'{name}' has written to its disks meanwhile: fork it again")
         for child in children:
             cards = [machine.cards[f"net{number}"].device for number in range(len(child.nics))]
             wires = [len(card.backend.fds) for card in cards]
@@ -163,7 +170,7 @@ class Forks:
 
     # -- in the child
 
-    def _become(self, child: Child, running: bool) -> None:
+    def _become(self, child: Child, running: bool, blank: Sequence[int]) -> None:
         """Go on as ``child``. Nothing may touch what is the parent's: its epoll, eventfds and sockets."""
         worker, machine = self._worker, self._worker.machine
         gc.freeze()  # no collection touches what was there before
@@ -186,7 +193,7 @@ class Forks:
         worker.server.close()
         deltas = Deltas(machine, child.disks)
         deltas.take(child.disk_fds)
-        deltas.stack(child.spec)
+        deltas.stack(child.spec, blank)
         worker.log.become(child.console, child.console_old)
         cast(Log, sys.stderr).become(child.log, child.log_old)
         worker.folder = HeldFolder(worker.folder.path.parent / child.spec.name, child.lock, child.state)

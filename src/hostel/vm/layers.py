@@ -35,19 +35,25 @@ def folder(vm: str) -> Path:
     return paths.disks() / vm
 
 
-def tops(spec: VmSpec) -> list[DiskLayer]:
-    """What the VM's own disks stand at, each with a link in the VM's folder of layers, unless it is elsewhere."""
+def tops(spec: VmSpec, blank: Sequence[int] = ()) -> list[DiskLayer]:
+    """What the VM's own disks stand at, each with a link in the VM's folder of layers, unless it is elsewhere; of those
+    whose tops are ``blank``, in that folder, what is below: a thousand forks should make no chain of a thousand."""
     from hostel.block.disk import open_disk  # a VM without disks starts faster without it
 
     found = []
     own = folder(spec.name)
     for number, disk in enumerate(spec.disks):
-        path = Path(disk.path)
-        elsewhere = path.parent not in (own, paths.vms() / spec.name)
-        if disk.readonly and elsewhere:
+        path, ours = Path(disk.path), (own, paths.vms() / spec.name)
+        if disk.readonly and path.parent not in ours:
             continue
         image = open_disk(path, disk.format, readonly=True, allow_backing=True, locked=False)
-        below = [layer.path.name for layer in image.chain()[1:] if layer.path.parent == own]
+        format = disk.format or "raw"
+        layer = image
+        if number in blank and image.backing:
+            layer = image.backing
+            path, format = layer.path, layer.format
+        elsewhere = path.parent not in ours
+        below = [layer.path.name for layer in layer.chain()[1:] if layer.path.parent == own]
         size = image.size
         image.close()
         name = str(path) if elsewhere else path.name
@@ -56,7 +62,6 @@ def tops(spec: VmSpec) -> list[DiskLayer]:
             with atomic.told(own):
                 own.mkdir(mode=0o700, parents=True, exist_ok=True)
                 os.link(path, own / name)
-        format = disk.format or "raw"
         found.append(
             DiskLayer(
                 number=number, file=name, format=format, size=size, elsewhere=elsewhere, fixed=disk.readonly,

@@ -588,6 +588,10 @@ class Worker:
         self.forks.hand(connection, params, connection.take_fds())
         return True
 
+    def do_blank_disks(self, connection: Connection, params: rpc.Nothing) -> list[int]:
+        self._must_live()
+        return self.forks.blank_disks()
+
     def do_fork(self, connection: Connection, params: rpc.Fork) -> Any:
         self._must_live()
         self._must_be_free()

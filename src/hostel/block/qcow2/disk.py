@@ -114,6 +114,12 @@ class Qcow2(Disk):
         return BlockError(f"{self.path} is damaged: {what}; 'hostel disk check' tells more")
 
     @property
+    def blank(self) -> bool:
+        """Whether nothing was ever written to it, so that it is what is below, and no more."""
+        below = self.backing
+        return below is not None and below.size == self.size and not any(self.mapping.l1) and not self.snapshots
+
+    @property
     def alignment(self) -> int:
         return max(self.file.alignment, self.backing.alignment if self.backing else 1)
 

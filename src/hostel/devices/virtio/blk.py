@@ -528,9 +528,15 @@ class Blk(Device):
         """Between ``hold`` and ``go_on``: the images are only read from now on, until ``stack``."""
         freeze(self.io.disk)
 
-    def stack(self, path: Path, fd: int, direct_fd: int = -1) -> None:
-        """Between ``hold`` and ``go_on``: the empty qcow2 image ``fd`` takes what is written from now on."""
-        disk = self.io.disk
+    @property
+    def blank(self) -> bool:
+        """Whether the disk's top is a qcow2 image that nothing was written to, while the machine stands still."""
+        return bool(getattr(self.io.disk, "blank", False))
+
+    def stack(self, path: Path, fd: int, direct_fd: int = -1, instead: bool = False) -> None:
+        """Between ``hold`` and ``go_on``: the empty qcow2 image ``fd`` takes what is written from now on, maybe
+        ``instead`` of a ``blank`` one."""
+        disk = self.io.disk.backing if instead else self.io.disk
         delta = Qcow2(File.adopt(path, fd, direct_fd), False)
         stack(disk, delta)
         self.io.disk = delta
