@@ -118,7 +118,7 @@ def test_its_ports_are_chosen_or_given(clean):
 
 
 def test_forks_of_one_that_stands_still_make_no_chain(clean, home, disk):
-    """Its disk's top is empty after the first: copies stand on what is below, and see nothing of what it writes later."""
+    """Its disk's top is empty after the first: copies stand on what is below, and don't see what it writes later."""
     word = "dd if=/dev/vda skip=100 count=1 iflag=direct 2>/dev/null | head -n 1"
     write = "dd of=/dev/vda seek=100 oflag=direct conv=sync 2>/dev/null"
     with run(disks=[disk]) as vm:
