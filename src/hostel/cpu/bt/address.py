@@ -17,7 +17,6 @@ from cython.cimports.hostel.cpu.bt.emit import (
     S2,
     Code,
     away,
-    e1,
     gs_load,
     gs_op,
     gs_op_index,
@@ -35,10 +34,9 @@ from cython.cimports.hostel.cpu.bt.emit import (
     shift_ri,
 )
 from cython.cimports.hostel.cpu.bt.flags import clobber
-from cython.cimports.hostel.cpu.bt.insn import FE_BMI2, FS, GS, O_ALIGNED, P_LOCK, P_VEX, REG_NONE, REG_RIP, SS
+from cython.cimports.hostel.cpu.bt.insn import FS, GS, O_ALIGNED, P_LOCK, P_VEX, REG_NONE, REG_RIP, SS
 from cython.cimports.hostel.cpu.bt.stack import settle_stack
 from cython.cimports.hostel.cpu.bt.stubs import off
-from cython.cimports.hostel.cpu.bt.system import feature_present
 from cython.cimports.hostel.cpu.bt.translation import (
     COLD_MEM,
     COLD_WINDOW,
@@ -268,18 +266,9 @@ def _look_up(
 @cython.nogil
 @cython.exceptval(check=False)
 def _page_number(e: cython.pointer(Code), r: cython.int) -> cython.void:
-    """s2 = the TLB's index for the address in r, its bits 27:12."""
-    if feature_present(FE_BMI2):
-        e1(e, 0xC4)  # rorx s2d, r, 12
-        e1(e, 0x43 if r & 8 else 0x63)
-        e1(e, 0x7B)
-        e1(e, 0xF0)
-        e1(e, 0xC0 | (S2 & 7) << 3 | (r & 7))
-        e1(e, 12)
-    else:
-        mov_rr32(e, S2, r)
-        shift_ri(e, 4, 5, S2, 12)
-    op_rr(e, 4, 0x1B7, S2, S2)  # movzx s2d, s2w
+    """s2 = the TLB's index for the address in r, its bits 31:12. No flag is the guest's."""
+    mov_rr32(e, S2, r)
+    shift_ri(e, 4, 5, S2, 12)
 
 
 def load(e, size, host, disp):

@@ -172,6 +172,9 @@ def _note(e: cython.pointer(Code), at: cython.pointer(uint8_t), site: cython.bin
 
 def lea(e, size, dst, base, index, scale, disp):
     """lea dst, [base + index<<scale + disp]; base and index may be 16 for none, disp fits 32 bits signed."""
+    if size >= 4 and base < 16 and index >= 16 and disp == 0:  # processors need no time for it
+        op_rr(e, size, 0x89, base, dst)
+        return
     rex: cython.int = (8 if size == 8 else 0) | (4 if dst & 8 else 0)
     if base < 16 and base & 8:
         rex |= 1

@@ -35,6 +35,7 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     TLB_COUNT,
     TLB_KERNEL,
     TLB_KERNEL_AC,
+    TLB_MOST,
     TLB_SIZE,
     TLB_USER,
     X_GP,
@@ -389,6 +390,25 @@ def _note_large(c: cython.pointer(VCpu), va: uint64_t, size_log2: cython.int) ->
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def _empty_table(c: cython.pointer(VCpu), table: cython.int) -> cython.void:
+    """Make room: what is still wanted comes again, from the second TLB or by a walk."""
+    i: cython.int
+    k: cython.int
+    for i in range(c.tlb_local_count[table] + c.tlb_global_count[table]):
+        if i < c.tlb_local_count[table]:
+            k = c.tlb_local[table][i]
+        else:
+            k = c.tlb_global[table][i - c.tlb_local_count[table]]
+        c.tlb_listed[table][k] = 0
+        c.tag_r[table][k] = empty_tag(k)
+        c.tag_w[table][k] = empty_tag(k)
+    c.tlb_local_count[table] = 0
+    c.tlb_global_count[table] = 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def _enter(
     c: cython.pointer(VCpu), table: cython.int, va: uint64_t, slot: cython.pointer(Slot), gpa: uint64_t,
     write: cython.bint, writable: cython.bint, is_global: cython.bint, size_log2: cython.int,
@@ -401,14 +421,16 @@ def _enter(
         direct = False  # the first write must come here, to mark the page
     if direct:
         slot.dirty[page] = 1
+    if c.tlb_local_count[table] + c.tlb_global_count[table] == TLB_MOST:
+        _empty_table(c, table)
     listed: cython.int = c.tlb_listed[table][index]
     if is_global:
         if not listed & 2:
-            c.tlb_global[table][c.tlb_global_count[table]] = cython.cast(uint16_t, index)
+            c.tlb_global[table][c.tlb_global_count[table]] = index
             c.tlb_global_count[table] += 1
             c.tlb_listed[table][index] = cython.cast(uint8_t, listed | 2)
     elif not listed & 1:
-        c.tlb_local[table][c.tlb_local_count[table]] = cython.cast(uint16_t, index)
+        c.tlb_local[table][c.tlb_local_count[table]] = index
         c.tlb_local_count[table] += 1
         c.tlb_listed[table][index] = cython.cast(uint8_t, listed | 1)
     c.tlb_is_global[table][index] = is_global
@@ -1011,7 +1033,7 @@ def jump_cache_insert(c, table, pc, host):
 @cython.nogil
 @cython.exceptval(check=False)
 def _protect_listed(
-    c: cython.pointer(VCpu), table: cython.int, page: uint64_t, listed: cython.pointer(uint16_t), count: cython.int
+    c: cython.pointer(VCpu), table: cython.int, page: uint64_t, listed: cython.pointer(uint32_t), count: cython.int
 ) -> cython.bint:
     i: cython.int
     k: cython.int

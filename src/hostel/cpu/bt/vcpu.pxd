@@ -4,8 +4,9 @@ from hostel.memory.ram cimport Slot
 from hostel.cpu.bt.insn cimport Insn
 
 cdef enum:
-    TLB_BITS = 16             # 256 MiB: beyond it, each access of a program that hops about costs an exit
-    TLB_SIZE = 65536          # entries a table
+    TLB_BITS = 20             # of an address its lower 32 bits, shifted
+    TLB_SIZE = 1 << 20        # entries a table,
+    TLB_MOST = 65536          # of which so many are in use at a time: a flush, and protect_page, look at each
     ITLB_SIZE = 256
     SECOND_SIZE = 1024
     JUMP_SIZE = 65536         # entries of a jump cache: by the target's low 16 bits, which MOVZX takes without the flags
@@ -215,8 +216,8 @@ cdef struct VCpu:
     int32_t itlb_global_count[TLB_COUNT]
     int32_t jump_local_count[TLB_COUNT]
     int32_t jump_global_count[TLB_COUNT]
-    uint16_t tlb_local[TLB_COUNT][TLB_SIZE]
-    uint16_t tlb_global[TLB_COUNT][TLB_SIZE]
+    uint32_t tlb_local[TLB_COUNT][TLB_MOST]
+    uint32_t tlb_global[TLB_COUNT][TLB_MOST]
     uint16_t itlb_local[TLB_COUNT][ITLB_SIZE]
     uint16_t itlb_global_list[TLB_COUNT][ITLB_SIZE]
     uint16_t jump_local[TLB_COUNT][JUMP_SIZE]
