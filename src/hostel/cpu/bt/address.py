@@ -5,6 +5,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     SITE_ALIGNED,
     SITE_ATOMIC,
     SITE_EARLY,
+    SITE_GREEDY,
     SITE_STACK,
     SK_MEM,
     Site,
@@ -214,6 +215,8 @@ def check_windows(t, i):
         s.delta = cython.cast(uint16_t, w.delta)
         s.window_access = cython.cast(uint8_t, w.access)
         s.extra = SITE_STACK if w.stack else 0
+        if w.greedy:
+            s.extra |= SITE_GREEDY
         if w.first != i or w.second or table[t.insns[i].op].flags & O_ALIGNED:
             s.extra |= SITE_EARLY
         s.host = cython.cast(uint32_t, e.p - t.m.code)

@@ -62,6 +62,7 @@ cdef enum:                       # Site.extra of SK_MEM
     SITE_ALIGNED = 4             # #GP when the address isn't a multiple of the size, before anything else
     SITE_STACK = 8               # relative to SS: #SS, where others get #GP
     SITE_EARLY = 16              # a window's check before the instruction that needs it: no reason for an exception
+    SITE_GREEDY = 32             # a window's that asks to write what a branch may spare
 
 cdef enum:                       # Site.extra of SK_POLL
     POLL_PAUSE = 1               # nobody kicked: PAUSE
@@ -116,6 +117,7 @@ cdef enum:
     DROP_SHIFT = 12              # Cache.written: writes below, drops above, each of which doubles what is borne
     MOST_DROPS = 8
     WISHES_ROOM = 1 << 20        # bytes of wishes (kept.py) that are told at once
+    GREED_BORNE = 32             # so many such that weren't writable, and the page's blocks are made without
     MAX_BREAKS = 256             # a debugger's breakpoints
     CHUNK = 1 << 14              # is copied at the first write to code memory that is shared with other processes: twice
                                  # as much takes 1.5 times as long, and children's writes are few and far between
@@ -144,6 +146,7 @@ cdef struct Cache:
     uint32_t hash_mask           # its entries, a power of 2, less one
     uint32_t* pages[16]          # per slot, per page: first block
     uint16_t* written[16]        # per slot, per page: writes since it last had no blocks, and how often all were dropped
+    uint8_t* greed[16]           # per slot, per page: SITE_GREEDY's that weren't writable, up to GREED_BORNE
     Slot* slots
     int n_slots
     uint8_t* enter
@@ -211,6 +214,8 @@ cdef int freeze(Cache* m) noexcept nogil
 cdef void forked(Cache* m, bint child) noexcept nogil
 cdef bint unshare(const void* address) noexcept nogil
 cdef void enlist(Cache* m, uint32_t number) noexcept nogil
+cdef bint is_modest(Cache* m, uint64_t gpa) noexcept nogil
+cdef void bear_greed(Cache* m, VCpu* me, const Block* block) noexcept nogil
 cdef bint invalidate(Cache* m, VCpu* me, uint64_t gpa, uint64_t size) noexcept nogil
 cdef void stop_world(Cache* m, VCpu* me) noexcept nogil
 cdef void resume_world(Cache* m) noexcept nogil

@@ -121,7 +121,8 @@ def setup(m):
     for i in range(m.n_slots):
         m.pages[i] = cython.cast(cython.pointer(uint32_t), _map((m.slots[i].size >> 12) * 4))
         m.written[i] = cython.cast(cython.pointer(uint16_t), _map((m.slots[i].size >> 12) * 2))
-        if not m.pages[i] or not m.written[i]:
+        m.greed[i] = cython.cast(cython.pointer(uint8_t), _map(m.slots[i].size >> 12))
+        if not m.pages[i] or not m.written[i] or not m.greed[i]:
             return -1
     m.free = m.code
     m.start = m.code
@@ -165,6 +166,7 @@ def teardown(m):
     for i in range(m.n_slots):
         munmap(m.pages[i], (m.slots[i].size >> 12) * 4)
         munmap(m.written[i], (m.slots[i].size >> 12) * 2)
+        munmap(m.greed[i], m.slots[i].size >> 12)
 
 
 @cython.cfunc
@@ -290,6 +292,7 @@ def flush(m):
         for page in range(slot.size >> 12):
             if m.pages[i][page]:
                 m.pages[i][page] = 0
+                m.greed[i][page] = 0
                 slot.code[page] = 0
     m.free = m.start
     m.cold_free = m.cold
@@ -567,6 +570,27 @@ def _had_enough(m: cython.pointer(Cache), gpa: uint64_t) -> cython.bint:
             w[0] = cython.cast(uint16_t, (drops + 1 if drops < MOST_DROPS - 1 else drops) << DROP_SHIFT)
             return True
     return False
+
+
+def is_modest(m, gpa):
+    """Whether blocks of the page ask for no writes that a branch may spare."""
+    i: cython.int
+    for i in range(m.n_slots):
+        if gpa - m.slots[i].gpa < m.slots[i].size:
+            return m.greed[i][(gpa - m.slots[i].gpa) >> 12] >= GREED_BORNE
+    return False
+
+
+def bear_greed(m, me, block):
+    """A window of a block asked to write where it may not, without need. What does so time and again is made anew."""
+    i: cython.int
+    for i in range(m.n_slots):
+        if block.gpa - m.slots[i].gpa < m.slots[i].size:
+            borne: cython.pointer(uint8_t) = cython.address(m.greed[i][(block.gpa - m.slots[i].gpa) >> 12])
+            if borne[0] < GREED_BORNE:
+                borne[0] += 1
+            else:
+                invalidate(m, me, block.gpa, 1)
 
 
 def invalidate(m, me, gpa, size):

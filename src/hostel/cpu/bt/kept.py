@@ -27,6 +27,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     Site,
     block_pc,
     enlist,
+    is_modest,
 )
 from cython.cimports.hostel.cpu.bt.emit import MAX_NOTES, Note
 from cython.cimports.hostel.cpu.bt.insn import Insn
@@ -90,7 +91,7 @@ def adopt(m, c, gpa, mode):
     """The number of a block for c.rip, whose first byte is at gpa, if one was kept, else 0; the lock is held and there
     is room."""
     slot: cython.pointer(Slot) = find_slot(m, gpa)
-    if m.kept == cython.NULL or slot == cython.NULL or not can_keep(m, mode):
+    if m.kept == cython.NULL or slot == cython.NULL or not can_keep(m, mode) or is_modest(m, gpa):
         return 0
     protect(m, c, gpa)
     at: uint32_t = cython.cast(uint32_t, gpa & 4095)

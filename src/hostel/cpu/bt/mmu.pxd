@@ -26,6 +26,9 @@ cdef int lookup(VCpu* c, uint64_t va, int access, int table, uint8_t** host, uin
 cdef inline bint is_writable(VCpu* c, uint64_t va, int table) noexcept nogil:
     return c.tag_w[table][(va >> 12) & (TLB_SIZE - 1)] == va & ~<uint64_t>0xFFF
 
+# Whether it does, or may be made to without that the guest could tell.
+cdef bint may_write(VCpu* c, uint64_t va, int table) noexcept nogil
+
 # Translate for instruction fetch through the ITLB.
 cdef int lookup_exec(VCpu* c, uint64_t va, uint64_t* gpa) noexcept nogil
 

@@ -479,6 +479,23 @@ def lookup(c, va, access, table, host, gpa):
     return 0
 
 
+def may_write(c, va, table):
+    """Whether a write may go straight to memory at ``va``, whose entry is there, or may be made to: where the guest's
+    page is dirty anyway."""
+    size_log2: cython.int = 12
+    attr: cython.int = 0
+    gpa: uint64_t = 0
+    if is_writable(c, va, table):  # noqa: F821, ours, inline in the .pxd
+        return True
+    if walk(c, va, ACCESS_READ, table, cython.address(gpa), cython.address(size_log2), cython.address(attr)) != 0:
+        c.exception_pending = 0
+        return False
+    slot: cython.pointer(Slot) = find_slot(c, gpa)
+    if slot == cython.NULL or not attr & 1:
+        return False
+    return _enter(c, table, va & ~0xFFF, slot, gpa, True, True, (attr & 2) != 0, size_log2)
+
+
 def lookup_exec(c, va, gpa):
     size_log2: cython.int = 12
     attr: cython.int = 0

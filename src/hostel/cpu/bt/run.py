@@ -30,6 +30,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     SITE_ALIGNED,
     SITE_ATOMIC,
     SITE_EARLY,
+    SITE_GREEDY,
     SITE_STACK,
     SITE_STRING,
     SK_LINK,
@@ -46,6 +47,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     Cache,
     Fault,
     Site,
+    bear_greed,
     enlarge,
     fence,
     find,
@@ -102,10 +104,10 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     flush_tlb,
     forget_spaces,
     init_tlb,
-    is_writable,
     jump_cache_insert,
     lookup,
     lookup_exec,
+    may_write,
     note_watched,
     raise_error,
     raise_exception,
@@ -1324,10 +1326,12 @@ class BtVcpu(Vcpu):
             elif (
                 host != cython.NULL
                 and (start & 0xFFF) + s.span <= 0x1000
-                and (s.window_access == ACCESS_READ or is_writable(c, start, tlb))
+                and (s.window_access == ACCESS_READ or may_write(c, start, tlb))
             ):
                 c.host_pc = text(self.m, self.m.code + s.host)
                 return GO_RESUME
+            elif s.extra & SITE_GREEDY and host != cython.NULL and (start & 0xFFF) + s.span <= 0x1000:
+                bear_greed(self.m, c, cython.address(self.block))
         _flags_in(c)
         return self.plainly()
 

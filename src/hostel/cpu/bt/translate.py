@@ -49,6 +49,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     block_pc,
     enlist,
     is_break,
+    is_modest,
     resume_world,
     stop_world,
 )
@@ -769,6 +770,7 @@ def translate(m, c, gpa, mode):
     t.m = m
     t.mode = mode & ~MODE_PIC
     t.pic = (mode & MODE_PIC) != 0
+    t.modest = is_modest(m, gpa)
     t.single = (mode & (MODE_SINGLE | MODE_TF | MODE_DEBUG)) != 0
     t.code64 = (mode & MODE_CODE64) != 0
     t.stack_size = 8 if t.code64 else 4 if mode & MODE_SS32 else 2

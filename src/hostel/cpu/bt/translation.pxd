@@ -64,6 +64,7 @@ cdef struct Window:
     int size
     int first_access
     bint second                  # it is its instruction's second: what the first raises comes first
+    bint greedy                  # a write in it may be spared by a branch
     bint stack
     bint kept                    # its host address is put into VCpu.window, as s1 is used for other things in between
 
@@ -141,6 +142,7 @@ cdef struct Translation:         # one block in the making
     bint single
     bint code64
     bint pic                     # it must run at any address of its page
+    bint modest                  # its windows ask for no writes that a branch may spare
     int stack_size
     uint64_t first_pc
     uint64_t page_offset

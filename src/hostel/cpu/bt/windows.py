@@ -3,8 +3,9 @@
 Before a block is generated, its instructions are walked with a number for each value that a register holds (moves
 and additions of constants are followed), so that operands at a known distance from each other are found. Those that
 fit into WINDOW_SPAN bytes share a window: one look-up in the TLB for all of its bytes, whose host address is kept in
-``VCpu.window``. A window demands the permission of the access that comes first; a write among later ones only where
-no conditional branch lies between, so that what is demanded would have been needed anyway.
+``VCpu.window``. A window that has a write in it demands to write, also where a conditional branch lies between: what is
+read and then written now and then, as objects with a count of references, mostly may be written at any time. Pages of
+code whose windows meet others that may not get blocks whose don't (``Translation.modest``).
 
 The look-up is made before the first access, or earlier where flags would have to be put away for it: never before
 what an address is made of is known, and never before a conditional branch, except for the stack.
@@ -364,7 +365,7 @@ def _grow(
                 continue
             if not _comparable(cython.address(w.place), cython.address(p)):
                 continue
-            if access[k] != ACCESS_READ and w.access == ACCESS_READ and branches:
+            if access[k] != ACCESS_READ and w.access == ACCESS_READ and branches and t.modest:
                 continue
             low = min(p.offset, w.place.offset)
             high = max(p.offset + size[k], w.place.offset + w.span)
@@ -374,6 +375,7 @@ def _grow(
             w.place.offset = low
             w.span = cython.cast(cython.int, high - low)
             if access[k] != ACCESS_READ:
+                w.greedy |= w.access == ACCESS_READ and branches
                 w.access = ACCESS_WRITE
             w.last = i
             count += 1
@@ -437,6 +439,7 @@ def plan(t):
             w.size = size[k]
             w.first_access = access[k]
             w.second = k > 0
+            w.greedy = False
             w.stack = a[k].seg == SS
             w.address = a[k]
             count = _grow(t, w, i, k)
