@@ -147,6 +147,8 @@ def test_a_maker_that_is_killed_leaves_all_as_it_was(kept):
         maker.communicate()
     assert all(keeper.check(file.read_bytes(), bytes.fromhex(file.stem)) >= 0 for file in files(kept))
     assert boot()[0] > 0
+    translations.make()
+    assert {path.name for path in kept.iterdir()} == {"lock", "wishes", *(path.name for path in files(kept))}
 
 
 def test_the_old_goes_when_there_is_no_room(kept, monkeypatch):

@@ -150,6 +150,8 @@ def make() -> int:
     if not folder.exists():
         return 0
     with atomic.locked(folder / "lock"):
+        for path in folder.glob(".*.code.*"):  # of a maker that was killed
+            path.unlink(missing_ok=True)
         told = list(_told())
         return sum(_make(folder, told, smp) for smp in (False, True)) if told else 0
 

@@ -7,6 +7,7 @@ addresses as oracle.py's process, user mode, exceptions caught before they are d
 import struct
 import threading
 import time
+import weakref
 
 import oracle
 
@@ -79,6 +80,20 @@ class Space:
         self.ram.view(gpa, 8)[:] = struct.pack("<Q", value)
 
 
+def _watch(guest: "weakref.ref[Guest]") -> None:
+    """Stops a case that never ends, as long as there is the guest. ``running`` is odd while one runs."""
+    seen = 0
+    while True:
+        time.sleep(2)
+        there = guest()
+        if there is None:
+            return
+        if there.running & 1 and there.running == seen:
+            there.vcpu.request_stop()
+        seen = there.running
+        del there
+
+
 class Guest:
     """The translator's side of the oracle test. ``supervisor``: at CPL 0, where most instructions do the same."""
 
@@ -138,7 +153,7 @@ class Guest:
         s.segments = [data, self.code64, data, data, self.fs, self.gs]
         self.there = (0, b"")
         self.running = 0
-        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=_watch, args=(weakref.ref(self),), daemon=True).start()
 
     def _prepare(self, case: oracle.Case) -> None:
         at = case.base - oracle.CODE
@@ -215,15 +230,6 @@ class Guest:
             exception = self.vcpu.take_exception()
             if exception is not None or reason != EXIT_KICK:
                 return self._outcome(case, reason, exception)
-
-    def _watch(self) -> None:
-        """Stops a case that never ends. ``running`` is odd while one runs."""
-        seen = 0
-        while True:
-            time.sleep(2)
-            if self.running & 1 and self.running == seen:
-                self.vcpu.request_stop()
-            seen = self.running
 
     def step(self, case: oracle.Case, limit: int = 20000) -> oracle.Outcome | None:
         """The slow twin: one instruction at a time; None when ``limit`` of them were not enough."""

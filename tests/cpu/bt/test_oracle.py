@@ -66,6 +66,13 @@ class Trial:
         self.vectors: Counter[int] = Counter()
         self.failures: list[str] = []
 
+    def close(self) -> None:
+        self.native.close()
+        if self.adopting:
+            self.thread.shutdown()
+            keeper.collect(self.guest.engine, -1)
+            os.close(self.told)
+
     def run(self, count: int, states: int, twin: float) -> None:
         """Compare ``count`` cases, so many states of each code; ``twin``: the share that goes by steps, too."""
         numbers = (code * oracle.STATES + state for code in itertools.count() for state in range(states))
@@ -159,7 +166,7 @@ def _trial(
         else:
             trial.run(count, states, twin)
     finally:
-        trial.native.close()
+        trial.close()
     rows = trial.generator.rows
     undefined = [n for n, vectors in trial.refused.items() if set(vectors) == {6} and not trial.completed[n]]
     lacking = [n for n in undefined if not generate.refused(rows[n])]
