@@ -1,6 +1,7 @@
 """Whatever step of create fails, nothing is left: no mount, cgroup, namespace, process, file or descriptor."""
 
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -82,6 +83,7 @@ def test_every_operation_of_the_containers_processes(box, monkeypatch, each):
     monkeypatch.setattr(stage.Script, "program", lambda script: sizes.append(len(script)) or program(script))
     assert attempt(box) is None and not leftovers(engine.root)
     operations = max(sizes)
+    gc.collect()  # what earlier tests left goes now, not in the middle
     descriptors = os.listdir("/proc/self/fd")
     failures = 0
     for number in range(each // 2, operations, each):
