@@ -37,7 +37,7 @@ def test_boots(guests, micro, tmp_path, cpus, form):
         assert vm.exec(["nproc"], timeout=60).stdout == f"{cpus}\n"
 
 
-@pytest.mark.parametrize("memory, least", [("64M", 20_000), ("4G", 3_900_000)])
+@pytest.mark.parametrize("memory, least", [("96M", 50_000), ("4G", 3_900_000)])
 def test_memory_sizes(guests, memory, least):
     with VM.run("micro", memory=memory) as vm:
         total = int(vm.exec(["sh", "-c", "grep MemTotal /proc/meminfo"], timeout=60).stdout.split()[1])
