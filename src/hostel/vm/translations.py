@@ -191,7 +191,7 @@ def _make(folder: Path, told: list[tuple[bytes, int, bytes]], smp: bool) -> int:
             count = int(os.read(reader, 16) or b"0")
             if status or not count:
                 raise _Nothing
-        _sweep(folder, path)
+        _sweep(folder)
         return count
     except _Nothing:
         return 0
@@ -254,12 +254,11 @@ def _translate(
     os.write(count, str(len(records) - before).encode())
 
 
-def _sweep(folder: Path, newest: Path) -> None:
-    """Remove the files of translators that aren't here any more: all but those of the last two that were made."""
+def _sweep(folder: Path) -> None:
+    """Remove the files of translators that aren't here any more: all but the last four that were made."""
     files = sorted(folder.glob("*.code"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in files[4:]:
-        if path != newest:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def clear() -> None:

@@ -29,7 +29,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     enlist,
     is_modest,
 )
-from cython.cimports.hostel.cpu.bt.emit import MAX_NOTES, Note
+from cython.cimports.hostel.cpu.bt.emit import MAX_NOTES, Note, fill_hole
 from cython.cimports.hostel.cpu.bt.insn import Insn
 from cython.cimports.hostel.cpu.bt.translate import find_slot, protect
 from cython.cimports.hostel.cpu.bt.translation import Translation
@@ -215,11 +215,11 @@ def _place(m: cython.pointer(Cache), c: cython.pointer(VCpu), gpa: uint64_t,
         places += 1
     for i in range(r.n_stub_places):
         p = _at(m, start, cold, places.at)
-        _aim(p, m.code + places.value)
+        fill_hole(p, m.code + places.value)
         places += 1
     for i in range(r.n_part_places):
         p = _at(m, start, cold, places.at)
-        _aim(p, _at(m, start, cold, places.value))
+        fill_hole(p, _at(m, start, cold, places.value))
         places += 1
     for i in range(r.n_sites):
         s: cython.pointer(cython.const[KeptSite]) = sites + i
@@ -277,15 +277,6 @@ def _place(m: cython.pointer(Cache), c: cython.pointer(VCpu), gpa: uint64_t,
 @cython.inline
 def _at(m: cython.pointer(Cache), start: uint32_t, cold: uint32_t, offset: uint16_t) -> cython.pointer(uint8_t):
     return m.code + ((cold if offset & IN_COLD else start) + (offset & ~IN_COLD))
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-@cython.inline
-def _aim(p: cython.pointer(uint8_t), target: cython.pointer(uint8_t)) -> cython.void:
-    rel: int32_t = cython.cast(int32_t, target - (p + 4))
-    memcpy(p, cython.address(rel), 4)
 
 
 # ---------------------------------------------------------------- to the file
