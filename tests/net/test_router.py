@@ -11,33 +11,31 @@ from namespaces import OUTSIDE4, OUTSIDE6, Lab
 needs_ping = pytest.mark.skipif(not shutil.which("ping"), reason="needs ping (iputils-ping)")
 
 SERVER = """
-import hashlib, socket, sys, threading
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-listener = socket.socket(family); listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listener.bind((sys.argv[1], int(sys.argv[2]))); listener.listen(512)
-print("ready", flush=True)
-def serve(sock):
-    # a line "get N" or "put"; then that many bytes, or a digest of what came
-    file = sock.makefile("rwb")
-    word = file.readline().split()
+import asyncio, hashlib, sys
+async def serve(reader, writer):
+    # a line "get N", "put" or "who"; then that many bytes, a digest of what came, or the client's address
+    word = (await reader.readline()).split()
     if word[0] == b"get":
         block = bytes(range(251)) * 4096
-        left = int(word[1]); digest = hashlib.sha256()
+        left = int(word[1])
         while left:
-            part = block[:left]; file.write(part); digest.update(part); left -= len(part)
-        file.flush(); sock.shutdown(socket.SHUT_WR)
-        file.read()
+            part = block[:left]; writer.write(part); left -= len(part)
+            await writer.drain()
+        writer.write_eof()
+        await reader.read()
     elif word[0] == b"put":
         digest = hashlib.sha256(); size = 0
-        while data := file.read1(1 << 20):
+        while data := await reader.read(1 << 20):
             digest.update(data); size += len(data)
-        file.write(b"%d %s" % (size, digest.hexdigest().encode())); file.flush()
+        writer.write(b"%d %s" % (size, digest.hexdigest().encode()))
     elif word[0] == b"who":
-        file.write(sock.getpeername()[0].encode()); file.flush()
-    file.close(); sock.close()
-while True:
-    sock, _ = listener.accept()
-    threading.Thread(target=serve, args=(sock,), daemon=True).start()
+        writer.write(writer.get_extra_info("peername")[0].encode())
+    writer.close()
+async def main():
+    server = await asyncio.start_server(serve, sys.argv[1], int(sys.argv[2]), backlog=512)
+    print("ready", flush=True)
+    await server.serve_forever()
+asyncio.run(main())
 """
 CLIENT = """
 import hashlib, socket, sys

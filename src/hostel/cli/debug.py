@@ -90,6 +90,8 @@ def _unix_listener(path: str):
     import socket
     import stat
 
+    from hostel.base.linux import unix
+
     listener = socket.socket(socket.AF_UNIX)
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -97,15 +99,12 @@ def _unix_listener(path: str):
                 socket.socket(socket.AF_UNIX).connect(path)
             except ConnectionRefusedError:
                 os.unlink(path)
-    old = os.umask(0o177)
     try:
-        listener.bind(path)
+        unix.bind(listener, path)
         listener.listen(1)
     except OSError:
         listener.close()
         raise
-    finally:
-        os.umask(old)
     return listener
 
 

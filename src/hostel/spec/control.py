@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 
 from hostel.base.errors import HostelError, MachineError
+from hostel.base.linux import unix
 from hostel.base.loop import READ, WRITE, Loop
 from hostel.spec import stream
 from hostel.spec.jsonrpc import (
@@ -346,13 +347,10 @@ def listen(folder_fd: int, name: str) -> socket.socket:
     """A listening socket at ``name`` in the folder; by way of /proc, since an address holds 107 bytes only."""
     path = f"/proc/self/fd/{folder_fd}/{name}"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    old = os.umask(0o177)  # the socket is born with mode 0600
     try:
-        listener.bind(path)
+        unix.bind(listener, path)
         listener.listen(64)
     except OSError as e:
         listener.close()
         raise MachineError(f"can't make the control socket: {e.strerror}") from e
-    finally:
-        os.umask(old)
     return listener

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hostel.base import paths
 from hostel.base.errors import MachineError
+from hostel.base.linux import unix
 from hostel.spec.net import VSOCK
 from hostel.spec.vm import VmSpec
 from hostel.vm.broker import Broker
@@ -54,11 +55,7 @@ def listen(path: Path) -> socket.socket:
             where = f"/proc/self/fd/{folder}/{path.name}"  # whose length doesn't matter
             if _is_left(where):
                 os.unlink(where)
-            mask = os.umask(0o177)
-            try:
-                sock.bind(where)
-            finally:
-                os.umask(mask)
+            unix.bind(sock, where)
         finally:
             os.close(folder)
         sock.listen(BACKLOG)

@@ -42,6 +42,7 @@ import time
 from pathlib import Path
 
 from hostel.base import paths
+from hostel.base.linux import unix
 from hostel.vm.place import PYTHONS, key, place
 
 SECONDS = 600.0
@@ -186,15 +187,13 @@ class Zygote:
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        old = os.umask(0o177)  # the socket is born with mode 0600
         new = f".{os.getpid()}.sock"
         try:
-            self._listener.bind(f"/proc/self/fd/{fd}/{new}")
+            unix.bind(self._listener, f"/proc/self/fd/{fd}/{new}")
             self._listener.listen(64)
             self._own = (where / new).stat().st_ino
             os.rename(where / new, self._path)
         finally:
-            os.umask(old)
             os.close(fd)
 
     def run(self, idle: float) -> None:
