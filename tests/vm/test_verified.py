@@ -15,7 +15,7 @@ def folder(tmp_path, monkeypatch):
     """With a manifest and two files, changed long enough ago."""
     for name in ("manifest", "state", "memory-1"):
         (tmp_path / name).write_bytes(name.encode())
-    monkeypatch.setattr(verified, "_RACY", 0.0)
+    monkeypatch.setattr(verified, "_RACY", 0)
     time.sleep(0.02)
     return tmp_path
 
@@ -62,8 +62,13 @@ def test_another_manifest_speaks_of_others(folder):
     assert known(folder) == []
 
 
-def test_what_has_just_been_written_may_change_unseen(folder, monkeypatch):
-    monkeypatch.setattr(verified, "_RACY", 60.0)
+@pytest.mark.parametrize("fine", [True, False])
+def test_what_has_just_been_written_may_change_unseen(folder, monkeypatch, fine):
+    if fine:
+        monkeypatch.setattr(verified, "_RACY", 60_000_000_000)
+    else:  # a file system whose times are whole seconds
+        identity = verified._identity
+        monkeypatch.setattr(verified, "_identity", lambda fd: [*identity(fd)[:-1], int(time.time()) * 1_000_000_000])
     assert known(folder) == known(folder) == []
     assert not (folder / "verified").exists()
 

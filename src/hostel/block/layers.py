@@ -44,6 +44,16 @@ def stack(disk: Disk, delta: Disk) -> None:
     delta.backing = disk
 
 
+def go_back(top: Disk, layer: Disk, delta: Disk) -> None:
+    """Put the empty image ``delta`` on ``layer``, one of those below ``top``: what is above that is given up."""
+    while top is not layer:
+        below, top.backing, top.readonly = top.backing, None, True  # nothing of it need be written down
+        top.close()
+        assert below is not None
+        top = below
+    stack(layer, delta)
+
+
 def freeze(disk: Disk) -> None:
     """Only read from now on, here and elsewhere."""
     if disk.readonly:

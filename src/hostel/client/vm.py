@@ -399,8 +399,7 @@ class VM:
 
         if isinstance(to, str):
             to = snapshot.find(to if "@" in to else f"{self.name}@{to}")
-        leash = snapshots.revert(self._folder, to, held=self._leash is not None)
-        self._hold(leash)
+        self._hold(snapshots.revert(self._folder, to, self._leash))
 
     def fork(
         self, count: int = 1, *, name: str | None = None, ports: Sequence[str] = (), detach: bool = False
@@ -449,7 +448,7 @@ class VM:
         _remove_snapshots(self.name)
 
     def _hold(self, leash: launch.Leash | None) -> None:
-        if self._leash:
+        if self._leash and self._leash is not leash:
             self._leash.close()
         self._leash = leash
         if leash:

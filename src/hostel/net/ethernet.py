@@ -4,6 +4,8 @@ import struct
 
 VNET = 12                    # bytes of virtio_net_hdr_v1
 HEADER = VNET + 14           # where an IP packet begins
+# What a worker says in a frame's place: its guest goes on from an earlier state, and knows none of its connections.
+FORGET = b"\0"
 MAX_FRAME = HEADER + 65535
 BROADCAST = b"\xff" * 6
 

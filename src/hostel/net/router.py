@@ -148,7 +148,11 @@ class Network:
     def _switch(self, port: Port, length: int) -> None:
         frame = self._frame
         if not _HEADER <= length <= ethernet.MAX_FRAME:
-            self.malformed += 1
+            if frame[:length] == ethernet.FORGET:
+                self.tcp.closed(port)
+                self.udp.closed(port)
+            else:
+                self.malformed += 1
             return
         source = bytes(frame[18:24])
         if port.admit is not None and not port.admit(source, length):

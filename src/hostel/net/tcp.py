@@ -201,7 +201,7 @@ class Tcp:
         self._timed.discard(connection)
 
     def closed(self, port: Port) -> None:
-        """The port has gone, and all of its connections with it."""
+        """The port has gone, or what is behind it is another machine: all of its connections go."""
         for connection in list(port.connections.values()):
             connection.abort()
 

@@ -90,6 +90,28 @@ class Snapshot(msgspec.Struct, forbid_unknown_fields=True):
     disks: list[Delta] = []
 
 
+class Layer(msgspec.Struct, forbid_unknown_fields=True):
+    """Which of a disk's images: its device and inode."""
+
+    device: int
+    inode: int
+
+
+class Revert(msgspec.Struct, forbid_unknown_fields=True):
+    """Be as in the snapshot ``id``; ``spec`` is its VM. Descriptors, in this order: its manifest, which is locked, its
+    state, the memory files of the snapshots ``files``; then the ``disks``', whose deltas are to stand on ``layers``.
+    False: it can't, a worker that is started from the snapshot can. The guest stands still then until ``reverted``,
+    and the VM ends if who asked goes before. Where it isn't its holder (``leash``) that asks, it is nobody's then."""
+
+    id: str
+    spec: VmSpec
+    files: list[str]
+    held: bool = False
+    paused: bool = False
+    disks: list[Delta] = []
+    layers: list[Layer] = []
+
+
 class Hand(msgspec.Struct, forbid_unknown_fields=True):
     """A VM that the next ``fork`` of this connection is to make. Descriptors, in this order: its lock, which is taken;
     state.json; console.log, console.log.1, worker.log and worker.log.1; the control socket, which listens; with
@@ -219,6 +241,8 @@ PARAMS: dict[str, type[msgspec.Struct]] = {
     "pause": Nothing,
     "resume": Nothing,
     "reset": Nothing,
+    "revert": Revert,          # -> whether it has been done
+    "reverted": Nothing,       # all else is as the snapshot has it, too: go on
     "stop": Stop,
     "quit": Quit,
     "console": Console,        # -> upgrades the connection

@@ -78,6 +78,12 @@ class Backends:
         folders = [backend for name, _, _, backend in self.cards if name.startswith("fs")]
         return [(folder.root, folder.readonly) for folder in folders]
 
+    def forget(self) -> None:
+        """The cards' other ends are told that what they have to do with the guest is over."""
+        for _, _, _, backend in self.cards:
+            if hasattr(backend, "forget"):
+                backend.forget()
+
     def close(self) -> None:
         """The VM has ended."""
         self._stack.close()

@@ -5,6 +5,7 @@ by page as the kernel copies what the guest changes, and writes it down while th
 changed since the snapshot that this one stands on (memory/image); the rest is in the state file (vm/saved).
 """
 
+import contextlib
 import gc
 import mmap
 import os
@@ -54,6 +55,30 @@ class Checkpoints:
         if self.base:
             self.base.close()
         self.base = None
+
+    def find(self, params: rpc.Revert, fds: list[int]) -> "tuple[Base, Deltas] | None":
+        """What the worker's machine is to be put back to (``rpc.Revert``); None where it can't. The descriptors are
+        this method's to close."""
+        worker = self._worker
+        machine = worker.machine
+        deltas = Deltas(machine, params.disks)
+        count = 2 + len(params.files)
+        with contextlib.ExitStack() as undo:
+            for fd in fds:
+                undo.callback(os.close, fd)
+            if self.busy or machine.full or worker.debugger.attached:
+                return None
+            if _but_disks(params.spec) != _but_disks(worker.spec):
+                return None
+            if len(fds) < count:
+                raise MachineError("revert: the files' descriptors are missing")
+            base = Base(params.id, fds[1], dict(zip(params.files, fds[2:], strict=False)), fds[0])
+            base.state()  # or it makes no sense
+            deltas.take(fds[count:])
+            if not deltas.find(params.layers):
+                return None
+            undo.pop_all()
+        return base, deltas
 
     def take(self, connection: Connection, params: rpc.Snapshot, fds: list[int]) -> Any:
         """For the control socket; see ``rpc.Snapshot``. The descriptors are this method's to close."""
@@ -169,6 +194,12 @@ def marks(ram: Ram, runs: bytes) -> list[bytes]:
     return [bytes(dirty) for _, dirty in regions]
 
 
+def _but_disks(spec: VmSpec) -> VmSpec:
+    """All that two must have alike for the same cards to serve both."""
+    disks = [msgspec.structs.replace(disk, path="", format="", allow_backing=False) for disk in spec.disks]
+    return msgspec.structs.replace(spec, disks=disks, remove=False)
+
+
 class Deltas:
     """New tops for disks: ``take`` their descriptors, ``freeze`` what is to be below them, ``stack``, ``go_on``."""
 
@@ -176,6 +207,8 @@ class Deltas:
         self._disks = machine.disks()
         self._wanted = wanted
         self._fds: list[tuple[int, ...]] = []
+        self._ios: list[Any] = []
+        self._found: list[Any] = []
 
     def take(self, fds: list[int]) -> None:
         """``MachineError`` where they aren't what is asked for; then they are still the caller's."""
@@ -186,6 +219,35 @@ class Deltas:
             raise MachineError("snapshot: there is no such disk that can be written")
         rest = iter(fds)
         self._fds = [(next(rest), next(rest)) if delta.direct else (next(rest),) for delta in self._wanted]
+
+    def find(self, layers: Sequence[rpc.Layer]) -> bool:
+        """Whether ``layers`` are images of the disks' that the deltas can be put on; ``go_back`` does."""
+        self._ios, self._disks = [disk.io for disk in self._disks], []  # the machine may go
+        wanted = {delta.number: layer for delta, layer in zip(self._wanted, layers, strict=False)}
+        if sorted(wanted) != [number for number, io in enumerate(self._ios) if not io.disk.readonly]:
+            return False
+        for number, layer in wanted.items():
+            below = self._ios[number].disk.chain()[1:]
+            found = [disk for disk in below if disk.file.identity == (layer.device, layer.inode)]
+            self._found += found
+        return len(self._found) == len(wanted)
+
+    def go_back(self, spec: VmSpec) -> None:
+        """After ``find``, without a machine: what was written above the layers is gone, as ``spec`` says."""
+        if not self._wanted:
+            return
+        from hostel.block.file import File  # which a worker with disks has
+        from hostel.block.layers import go_back
+        from hostel.block.qcow2.disk import Qcow2
+
+        for delta, fds, layer in zip(self._wanted, self._fds, self._found, strict=True):
+            io = self._ios[delta.number]
+            io.hold_on()
+            top = Qcow2(File.adopt(Path(delta.path), fds[0], fds[1] if len(fds) > 1 else -1), False)
+            go_back(io.disk, layer, top)
+            io.disk = top
+            io.go_on()
+            _say(spec, delta)
 
     def freeze(self) -> None:
         """The machine stands still."""
@@ -199,13 +261,17 @@ class Deltas:
         for delta, fds in zip(self._wanted, self._fds, strict=True):
             direct = fds[1] if len(fds) > 1 else -1
             self._disks[delta.number].stack(Path(delta.path), fds[0], direct, delta.number in instead)
-            disk = spec.disks[delta.number]
-            disk.path, disk.format, disk.allow_backing = delta.path, "qcow2", True
+            _say(spec, delta)
 
     def go_on(self) -> None:
         """As the same machine, after ``freeze``."""
         for delta in self._wanted:
             self._disks[delta.number].go_on(False)
+
+
+def _say(spec: VmSpec, delta: rpc.Delta) -> None:
+    disk = spec.disks[delta.number]
+    disk.path, disk.format, disk.allow_backing = delta.path, "qcow2", True
 
 
 def write(ram: Ram, parts: dict[str, Any], id: str, base: Base | None, fds: tuple[int, int]) -> None:

@@ -79,6 +79,10 @@ class BootFiles:
         """What the worker must still get at when it is confined (vm/confine)."""
         return self.backends.shares()
 
+    def forget(self) -> None:
+        """The next machine goes on from an earlier state, of which those outside know nothing."""
+        self.backends.forget()
+
     def close(self) -> None:
         """The VM has ended."""
         self.backends.close()

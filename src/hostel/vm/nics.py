@@ -6,11 +6,13 @@ forked from here), a named network's process (net/networks), or a tap.
 
 import contextlib
 import os
+import select
 import socket
+import stat
 from collections.abc import Callable, Sequence
 
-from hostel.base.errors import UsageError
-from hostel.net import bridge, tap
+from hostel.base.errors import MachineError, UsageError
+from hostel.net import bridge, ethernet, tap
 from hostel.spec.net import NicSpec, parse_forward
 from hostel.spec.vm import VmSpec
 
@@ -22,6 +24,22 @@ class Wire:
         self.fds, self.ufo, self.uso = fds, ufo, uso
         self.counters = counters
         self.lease = -1
+
+    def forget(self) -> None:
+        """The guest goes on from an earlier state: what is on its way to it, and its connections in a router, are of no
+        use to it. ``MachineError`` where the router doesn't take that for a second."""
+        for fd in self.fds:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue  # a tap: whoever is behind it finds out
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            if not poll.poll(1000):
+                raise MachineError("the network doesn't answer")
+            with contextlib.suppress(BlockingIOError):
+                while os.read(fd, 1):  # the rest of each goes with it
+                    pass
+            with contextlib.suppress(OSError):  # it may have ended
+                os.write(fd, ethernet.FORGET)
 
     def close(self) -> None:
         if self.lease >= 0:

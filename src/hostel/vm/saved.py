@@ -47,12 +47,14 @@ class Base:
     def state(self) -> State:
         return read_state(self._state_fd)
 
+    def all_fds(self) -> list[int]:
+        """The lock, the state, and memory's files in order."""
+        return [self._lock_fd, self._state_fd, *self.fds.values()]
+
     def close(self) -> None:
-        os.close(self._state_fd)
-        for fd in self.fds.values():
-            os.close(fd)
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
+        for fd in self.all_fds():
+            if fd >= 0:
+                os.close(fd)
 
 
 def read_state(fd: int) -> State:

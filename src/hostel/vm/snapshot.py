@@ -154,15 +154,15 @@ class Snapshot:
                 if not (self.path / name).exists():  # absolute, if it is elsewhere
                     raise _damaged(self.path, f"its disk {layer.number} is gone: there is no {self.path / name}")
 
-    def check(self) -> None:
-        """The same of what ``open`` says, and whether this hostel knows the state's version."""
+    def check(self) -> Base:
+        """As ``open``, of a state that makes sense to this hostel."""
         base = self.open()
         try:
             base.state()
         except MachineError as e:
-            raise MachineError(f"the snapshot {self.full_name}: {e}") from e
-        finally:
             base.close()
+            raise MachineError(f"the snapshot {self.full_name}: {e}") from e
+        return base
 
     def _open(self, name: str, undo: contextlib.ExitStack) -> int:
         try:

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 NAME = "verified"
-_RACY = 2.0     # seconds: what has just changed may change again within one tick of the file system's clock
+# Nanoseconds: what has just changed may change again within one tick of the file system's clock. That is the kernel's (10
+# ms at most, CONFIG_HZ) where times aren't whole seconds, else seconds, two on FAT.
+_RACY, _COARSE = 100_000_000, 2_000_000_000
 
 
 class Verified:
@@ -31,7 +33,8 @@ class Verified:
         identity = _identity(fd)
         if self._files.get(name) == identity:
             return True
-        if identity[-1] < time.time_ns() - int(_RACY * 1e9):
+        changed = identity[-1]
+        if changed < time.time_ns() - (_RACY if changed % 1_000_000_000 else _COARSE):
             self._new[name] = identity
         return False
 

@@ -39,6 +39,7 @@ from hostel.vm.debug import Debugger
 from hostel.vm.exec import Exec
 from hostel.vm.fork import Forks
 from hostel.vm.perfmap import PerfMap
+from hostel.vm.saved import Base
 from hostel.vm.snapshot import Snapshot
 from hostel.vm.store import Folder
 from hostel.vm.symbols import Symbols
@@ -83,6 +84,7 @@ class Worker:
         sys.stderr = cast(TextIO, Log(folder.path / "worker.log", WORKER_LOG_SIZE))
         from hostel.vm.machine import BootFiles, Machine  # everything compiled comes in here
 
+        gc.freeze()  # what there is by now stays: collections are for machines that have gone
         self.files = BootFiles(self.spec, snapshot is not None)
         self._machine_type = Machine
         self._snapshot = snapshot
@@ -110,6 +112,7 @@ class Worker:
         self._counting: set[Connection] = set()
         self._starts_paused = self.spec.debug or (snapshot is not None and snapshot.manifest.paused)
         self._command_begun = False
+        self._reverting: Connection | None = None  # it waits for that one's word to go on
 
     def start(self) -> None:
         """Give up what isn't needed, then let the guest run."""
@@ -126,23 +129,25 @@ class Worker:
             self.folder.path, profiled=self.spec.perf_map, rings=self.files.rings(), shares=self.files.shares()
         )
         if self._snapshot and self._base:
-            saved = self.checkpoints.resume(self._base)
-            self.console.load(saved.console)
-            self.exec.load(saved.exec, self.console.output, self._command_ended)
-            self._command_begun = bool(saved.exec["main"])
-            self._stale = self._snapshot.manifest.spec
-            if not self._starts_paused:
-                self._renew(self._stale)
-        self._connect()
-        self.state.state = "paused" if self._starts_paused else "running"
-        self.has_started()
-        if not self._starts_paused:
-            self.machine.start()
+            self._resume(self._base)
+        self._go_on(self._snapshot.manifest.spec if self._snapshot else None)
         if self._perf_map:
             self._perf_map.start()
         self._hold_leash()
         if self.spec.idle:
             self._end_idle()
+
+    def _go_on(self, before: VmSpec | None) -> None:
+        """The machine is as it should be; where it is from a snapshot, that was of the VM ``before``."""
+        self._stale = before
+        if before and not self._starts_paused:
+            self._renew(before)
+        self._connect()
+        self.state.state = "paused" if self._starts_paused else "running"
+        self.has_started()
+        self.server.event(event="state", state=self.state.state)
+        if not self._starts_paused:
+            self.machine.start()
 
     def has_started(self) -> None:
         """Before the guest does anything: what may have been saved of an earlier run is out of date."""
@@ -194,11 +199,14 @@ class Worker:
 
     def _leash_moved(self) -> None:
         word = os.read(self.leash, 1)
+        self._drop_leash()
+        if not word:
+            self.end("who started it ended")
+
+    def _drop_leash(self) -> None:
         self.loop.unwatch(self.leash)
         os.close(self.leash)
         self.leash = -1
-        if not word:
-            self.end("who started it ended")
 
     # -- the serial ports
 
@@ -413,38 +421,57 @@ class Worker:
                 self._set_state("running")
         paused = self.state.state == "paused"
         self._last_start = now
-        self.machine.stop()
-        if self._trace:
-            self._trace.take()
-        self.drain()
-        self._disconnect()
-        self.checkpoints.forget()
         self._command_begun = False
-        if self.kept:
-            self.kept.take(self.machine.engine)
-        self.machine.close()
-        del self.machine
-        gc.collect()  # the old machine's memory goes before the new one's comes
         try:
-            self.machine = self._machine_type(self.spec, self.files, self.loop, self._machine_event)
+            self.replace_machine()
         except Exception as error:  # the guest may have left a disk that doesn't boot any more
-            self.machine = cast(Any, _NoMachine())
-            if not isinstance(error, HostelError):
-                traceback.print_exception(error, file=sys.stderr)
-            self.end(f"error: it can't be reset: {error}")
+            self._end_of_error(f"it can't be reset: {error}", error)
             return
-        if self.kept:
-            self.kept.give(self.machine.engine)
-        if self._trace:
-            self._trace.follow(self.machine.engine)
-        if self._counting:
-            self.machine.engine.count_instructions(True)
         self._connect()
         self.server.event(event="reset", reason=why)
         if self.debugger.attached:
             self.debugger.replaced()
         elif not paused:
             self.machine.start()
+
+    def replace_machine(self, base: Base | None = None, before: Callable[[], None] = lambda: None) -> None:
+        """A new machine in the old one's place, which has gone by ``before``; not connected yet. ``base``: the snapshot
+        that it is to go on from."""
+        self.machine.stop()
+        if self._trace:
+            self._trace.take()
+        self.drain()
+        self._disconnect()
+        self.checkpoints.forget()
+        if self.kept:
+            self.kept.take(self.machine.engine)
+        self.machine.close()
+        self.machine = cast(Any, _NoMachine())
+        gc.collect()  # the old machine's memory goes before the new one's comes
+        before()
+        self.machine = self._machine_type(
+            self.spec, self.files, self.loop, self._machine_event, blank=base is not None
+        )
+        if self.kept:
+            self.kept.give(self.machine.engine)
+        if self._trace:
+            self._trace.follow(self.machine.engine)
+        if self._counting:
+            self.machine.engine.count_instructions(True)
+        if base:
+            self._resume(base)
+
+    def _resume(self, base: Base) -> None:
+        """All that the worker keeps beside the disks is as it was when the snapshot was taken."""
+        saved = self.checkpoints.resume(base)
+        self.console.load(saved.console)
+        self.exec.load(saved.exec, self.console.output, self._command_ended)
+        self._command_begun = bool(saved.exec["main"])
+
+    def _end_of_error(self, reason: str, error: BaseException) -> None:
+        if not isinstance(error, HostelError):
+            traceback.print_exception(error, file=sys.stderr)
+        self.end(f"error: {reason}")
 
     def drain(self) -> None:
         """What a stopped guest has written but nobody read yet."""
@@ -583,6 +610,40 @@ class Worker:
         self._must_live()
         self._must_be_free()
         return self.checkpoints.take(connection, params, connection.take_fds())
+
+    def do_revert(self, connection: Connection, params: rpc.Revert) -> bool:
+        self._must_live()
+        found = self.checkpoints.find(params, connection.take_fds())
+        if found is None:
+            return False
+        base, deltas = found
+        if self.leash >= 0 and not params.held:
+            self._drop_leash()
+            self._set_state(self.state.state, "reverted")  # who held it knows by that
+        self._reverting = connection
+        connection.on_close = lambda: self.end("reverted")
+
+        def discard() -> None:
+            deltas.go_back(self.spec)
+            self.files.forget()
+
+        try:
+            self.replace_machine(base, discard)
+        except Exception as error:
+            self._end_of_error(f"it can't be reverted: {error}", error)
+            raise
+        self._unmounted, self._ending, self._quick_resets = [], "", 0
+        self._starts_paused = self.spec.debug or params.paused
+        return True
+
+    def do_reverted(self, connection: Connection, params: rpc.Nothing) -> bool:
+        if self._reverting is not connection or self.ended:
+            raise MachineError(f"'{self.spec.name}' wasn't reverted by this connection")
+        self._reverting = connection.on_close = None
+        self._go_on(self.spec)
+        if self._takes_commands and self._agent_waiters:
+            self._take_commands()
+        return True
 
     def do_hand(self, connection: Connection, params: rpc.Hand) -> bool:
         self.forks.hand(connection, params, connection.take_fds())
@@ -740,6 +801,8 @@ class Worker:
             raise MachineError(f"a debugger holds '{self.spec.name}'")
 
     def _must_live(self) -> None:
+        if self._reverting:
+            raise MachineError(f"'{self.spec.name}' is being reverted")
         if self.ended:
             raise MachineError(f"'{self.spec.name}' has ended: {self.state.reason}")
 
