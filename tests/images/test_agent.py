@@ -443,3 +443,5 @@ cat hostname machine-id
     now = "$(date +%s.%N)"
     assert elsewhere(f"$1 identity time={now}").returncode == 0  # near enough to leave the clock alone
     assert elsewhere("$1 identity time=$(($(date +%s) + 1)).999").returncode == 1
+    done = elsewhere(f"$1 identity set-time={now}")  # even so
+    assert done.returncode == 1 and done.stderr.startswith("identity: set-time=") and done.stderr.endswith("error 01\n")

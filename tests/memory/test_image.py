@@ -76,6 +76,7 @@ class Model:
         self.pages = {}       # that aren't zero
         self.dirty = set()
         self.runs = b""
+        self.base = {}, b""   # the pages and runs of the snapshot that it stands on
 
     def write(self, number, content):
         for i, one in enumerate(content):
@@ -136,6 +137,7 @@ class Model:
         assert sum(map(sum, self.ram.take_dirty())) == len(self.dirty)
         self.dirty = set()
         self.snapshots.append((dict(self.pages), got.runs))
+        self.base = self.snapshots[-1]
 
     def stored(self, where):
         file, page = where
@@ -146,6 +148,12 @@ class Model:
             self.ram = new_ram()
         pages, self.runs = self.snapshots[index % len(self.snapshots)]
         image.restore(self.ram, self.runs, [file.fileno() for file in self.open])
+        self.pages, self.dirty = dict(pages), set()
+        self.base = pages, self.runs
+
+    def put_back(self):
+        pages, runs = self.base
+        image.put_back(self.ram, runs, [file.fileno() for file in self.open])
         self.pages, self.dirty = dict(pages), set()
 
     def compare(self):
@@ -174,6 +182,7 @@ STEPS = st.one_of(
     st.tuples(st.just("discard"), st.sampled_from(PLACES), st.integers(1, 60)),
     st.tuples(st.just("snapshot"), st.booleans()),
     st.tuples(st.just("fail")),
+    st.tuples(st.just("put back")),
     st.tuples(st.just("restore"), st.integers(0, 10), st.booleans()),
 )
 
@@ -193,6 +202,8 @@ def test_like_the_model(steps):
             model.snapshot(values[0])
         elif what == "fail":
             model.ram.put_back_dirty(model.ram.take_dirty())
+        elif what == "put back":
+            model.put_back()
         elif model.snapshots:
             model.restore(*values)
         model.pages = {number: page for number, page in model.pages.items() if page != bytes(PAGE)}
@@ -387,6 +398,28 @@ def test_a_file_that_has_become_shorter_or_is_none():
     os.close(writer)
     with pytest.raises(MemoryError_, match="file 0 of the memory image can't be read: Bad file descriptor"):
         image.restore(ram, got.runs, [writer])
+
+
+def test_what_can_not_be_put_back():
+    ram, file = new_ram(), new_file()
+    ram.write(0, page_of(1) + page_of(2))
+    runs = image.write(ram, file.fileno()).runs
+    ram.take_dirty()
+    ram.write(PAGE, page_of(3))
+    with pytest.raises(MemoryError_, match="is of a file that isn't there"):
+        image.put_back(ram, runs, [])
+    assert ram.read(0, 2 * PAGE) == page_of(1) + page_of(3) and ram.dirty_pages(0, 2 * PAGE) == [PAGE]
+    with (
+        open(f"/proc/self/fd/{file.fileno()}", "r+b", buffering=0, opener=write_only) as other,
+        pytest.raises(MemoryError_, match="can't be put back: Bad file descriptor"),
+    ):
+        image.put_back(ram, runs, [other.fileno()])
+    image.put_back(ram, runs, [file.fileno()])
+    assert ram.read(0, 2 * PAGE) == page_of(1) + page_of(2) and not ram.dirty_pages(0, 2 * PAGE)
+
+
+def write_only(path, flags):
+    return os.open(path, os.O_WRONLY)
 
 
 def test_files_that_can_not_be_mapped_leave_zeros():

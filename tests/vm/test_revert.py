@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import re
 import socket
 import threading
 
 import pytest
-from copies import sh, wait
+from copies import go_on, sh, start_checks, wait
 
 from hostel import VM
 from hostel.block.qcow2 import create
@@ -36,10 +37,11 @@ def test_what_is_outside_stays_and_knows_it(clean, disk, listener):
     port = listener.getsockname()[1]
     with run(networks=["nat"], allow_host_loopback=True, disks=[disk]) as vm:
         pid, seen = vm.state.pid, bytearray()
-        watcher = threading.Thread(target=lambda: vm.console(stdin=None, on_stdout=seen.extend, on_stderr=seen.extend), daemon=True)
-        watcher.start()
-        sh(vm, "wait-network 60; mkfifo /tmp/words; (nc 10.0.2.2 %d < /tmp/words; echo $? > /tmp/ended) >/dev/null 2>&1 & "
-               "exec 3> /tmp/words; (sleep 100000 >&3 &) >/dev/null 2>&1; echo one >&3" % port)
+        sinks = {"on_stdout": seen.extend, "on_stderr": seen.extend}
+        threading.Thread(target=lambda: vm.console(stdin=None, **sinks), daemon=True).start()
+        sh(vm, f"""wait-network 60; mkfifo /tmp/words
+               (nc 10.0.2.2 {port} < /tmp/words; echo $? > /tmp/ended) >/dev/null 2>&1 &
+               exec 3> /tmp/words; (sleep 100000 >&3 &) >/dev/null 2>&1; echo one >&3""")
         connection, _ = listener.accept()
         with connection:
             connection.settimeout(60)
@@ -78,6 +80,27 @@ def test_the_twentieth_time_is_as_the_first(clean, disk):
         assert vm.state.pid == pid
         assert held[-1] <= held[4], held
         assert len(list(layers.folder("box").iterdir())) == 1  # its top, on what is the user's
+
+
+def test_what_runs_goes_on_each_time(clean, disk):
+    """Also programs that others took the place of in memory: what was translated of them is of no use."""
+    with run(disks=[disk], cpus=4, memory="256M") as vm:
+        start_checks(vm, 3, "/dev/vda")
+        go_on(vm, 3)
+        vm.snapshot("here")
+        pid = vm.state.pid
+        for number in range(25):
+            if number % 3:
+                sh(vm, f"""for n in 1 2 3; do
+                           cp /bin/busybox /tmp/busybox$n
+                           /tmp/busybox$n head -c {number}00000 /dev/urandom | /tmp/busybox$n sha256sum
+                           rm /tmp/busybox$n
+                       done; echo 3 > /proc/sys/vm/drop_caches""")
+            go_on(vm, 3, 1 + number % 5)
+            vm.revert("here")
+        go_on(vm, 3)
+        assert vm.state.pid == pid
+        assert not re.search("bug:|oops|segfault|traps:|stall", sh(vm, "dmesg").lower())
 
 
 def test_paused_ones_copies_and_children(clean, disk):

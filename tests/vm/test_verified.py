@@ -62,6 +62,24 @@ def test_another_manifest_speaks_of_others(folder):
     assert known(folder) == []
 
 
+def test_who_has_written_it_knows(folder, monkeypatch):
+    monkeypatch.setattr(verified, "_RACY", 60_000_000_000)
+    fds = {name: os.open(folder / name, os.O_RDONLY) for name in ("manifest", "state", "memory-1")}
+    mine = Verified(folder, fds["manifest"])
+    assert not mine.knows("state", fds["state"])
+    mine.vouch("state", fds["state"])
+    mine.keep()
+    assert known(folder) == ["state"]
+    mine = Verified(folder, fds["manifest"])
+    assert mine.knows("state", fds["state"]) and not mine.knows("memory-1", fds["memory-1"])
+    mine.keep()  # of what it hasn't been told, nothing
+    assert known(folder) == ["state"]
+    os.link(folder / "state", folder / "other")
+    assert known(folder) == []
+    for fd in fds.values():
+        os.close(fd)
+
+
 @pytest.mark.parametrize("fine", [True, False])
 def test_what_has_just_been_written_may_change_unseen(folder, monkeypatch, fine):
     if fine:

@@ -97,6 +97,7 @@ def _create(folder: store.Folder, name: str, memory: bool, description: str, sto
         started=state.started, cpu=snapshots.cpu_features() if memory else [],
     )
     path = paths.snapshots() / f"{folder.name}@{name}"
+    whole = below.known() if below and memory else []
     pause = 0
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(Connection(folder.path)) if folder.owned() else None
@@ -109,12 +110,18 @@ def _create(folder: store.Folder, name: str, memory: bool, description: str, sto
                 if connection:
                     pause = _have_it_saved(connection, manifest, new, below, tops, memory, stop)
             Snapshot(new, manifest).write()
+        taken = Snapshot(path, manifest, pause)
+        if memory:  # the others' files have got another link
+            shared = {f"memory-{file.id}" for file in manifest.memory[:-1]} & {*whole}
+            taken.vouch(["state", f"memory-{manifest.id}", *shared])
+            if below:
+                below.vouch(whole)
         if stop and connection:  # it stands still, but goes on if we don't come so far
             connection.call("quit", reason="suspended")
             folder.wait_free(ENDS)
     if not stop:
         atomic.write(folder.path / CURRENT, path.name)
-    return Snapshot(path, manifest, pause)
+    return taken
 
 
 @contextlib.contextmanager

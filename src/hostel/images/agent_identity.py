@@ -3,6 +3,8 @@
 A forked VM, or one of several from a snapshot, goes on as its original, with its name, its clock and the state of its
 random numbers. Each key is optional, and they are done in this order, whatever order they are written in::
 
+    set-time=SECONDS[.FRACTION]  the clock, of a guest that has just started: Linux takes it from the CMOS clock, which
+                              tells whole seconds
     time=SECONDS[.FRACTION]   the clock, if it is behind by 50 ms or more, or ahead by a minute
     entropy=HEX               1 to 64 bytes for the kernel's random numbers, which are made from them at once
     hostname=NAME             also in /etc/hostname, and in /etc/hosts behind 127.0.1.1, where these are
@@ -77,6 +79,7 @@ def identity(argv: int) -> int:
     global first_errno
     first_errno = 0
     end_clients(argv)  # for who runs this by hand: the agent has
+    do_all(argv, text("set-time="), 0)
     do_all(argv, text("time="), 1)
     do_all(argv, text("entropy="), 2)
     do_all(argv, text("hostname="), 3)
@@ -104,8 +107,8 @@ def do_all(argv: int, key: int, which: int) -> int:
 
 def do_one(which: int, value: int) -> int:
     """0 or an errno."""
-    if which == 1:
-        return set_time(value)
+    if which < 2:
+        return set_time(value, which)
     if which == 2:
         return add_entropy(value)
     if which == 3:
@@ -119,6 +122,8 @@ def do_one(which: int, value: int) -> int:
 
 def known(argument: int) -> int:
     if begins(argument, text("time=")) or begins(argument, text("entropy=")) or begins(argument, text("hostname=")):
+        return 1
+    if begins(argument, text("set-time=")):
         return 1
     if begins(argument, text("machine-id=")) or begins(argument, text("mac=")) or begins(argument, text("renew=")):
         return 1
@@ -148,7 +153,7 @@ def trouble(argument: int, error: int) -> int:
 # The clock and the random numbers
 
 
-def set_time(value: int) -> int:
+def set_time(value: int, unless_near: int) -> int:
     seconds = number(value)
     nanoseconds = 0
     scale = 100000000
@@ -165,7 +170,7 @@ def set_time(value: int) -> int:
     syscall(CLOCK_GETTIME, 0, CLOCK)
     behind = seconds - load64(CLOCK)
     # What we are told may have waited for us: a clock that is ahead of it a little may be right, and isn't set back.
-    if behind > -AHEAD and behind <= 1:
+    if unless_near and behind > -AHEAD and behind <= 1:
         if behind * 1000000000 + nanoseconds - load64(CLOCK + 8) < CLOSE_ENOUGH:
             return 0
     store64(CLOCK, seconds)

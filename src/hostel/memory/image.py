@@ -50,6 +50,8 @@ MAX_PROBES = cython.declare(uint64_t, 64)
 # A page that fills a stretch of memory (as an unused part of Linux's array of struct page does) is in the file so many
 # times: a mapping for each page of the stretch would take ten times as long to make as all the others.
 COPIES = cython.declare(uint32_t, 64)
+# Dirty pages that are to be zero again go back to the host where so many are beside one another.
+LEAST_EMPTIED = cython.declare(uint64_t, 16)
 
 
 class Written(NamedTuple):
@@ -308,6 +310,37 @@ def restore(ram: Ram, runs: bytes, fds: Sequence[int]) -> None:
         free(reading)
 
 
+def put_back(ram: Ram, runs: bytes, fds: Sequence[int]) -> None:
+    """The same where only dirty pages differ from what ``runs`` say, since ``ram`` was restored from these or they were
+    taken of it: only those change. Raises MemoryError_, behind which memory is neither the one nor the other."""
+    i: cython.int
+    count: cython.size_t = len(runs) // RUN.size
+    _validate(ram, runs, [_file_pages(i, fd) for i, fd in enumerate(fds)], True)
+    given: cython.pointer(Run) = cython.cast(cython.pointer(Run), cython.cast(cython.p_char, runs))
+    descriptors: cython.pointer(cython.int) = cython.cast(
+        cython.pointer(cython.int), malloc((len(fds) + 1) * cython.sizeof(cython.int))
+    )
+    reading: cython.pointer(Reading) = cython.cast(cython.pointer(Reading), malloc(cython.sizeof(Reading)))
+    try:
+        if descriptors == cython.NULL or reading == cython.NULL:
+            raise MemoryError()
+        for i in range(len(fds)):
+            descriptors[i] = fds[i]
+        reading.count = 0
+        failed: cython.int = 0
+        with cython.nogil:
+            for i in range(ram.count):
+                if not ram.slots[i].readonly and not failed:
+                    failed = _put_back(ram, cython.address(ram.slots[i]), given, count, descriptors, reading)
+        if failed:
+            why = "a file is shorter than it was" if failed < 0 else os.strerror(failed)
+            raise MemoryError_(f"memory can't be put back: {why}")
+    finally:
+        free(descriptors)
+        free(reading)
+    ram.take_dirty()
+
+
 def files(runs: bytes) -> set[int]:
     """The indexes of the files that they use."""
     _whole(runs)
@@ -433,19 +466,83 @@ def _map(
                 continue
             if c_errno != ENOMEM:  # else: the process has as many mappings as it may, and what was there is still
                 return c_errno
-        if reading.count and (
-            reading.count == 1024 or reading.file != run[i].file or reading.page + reading.pages != run[i].page
-        ):
-            failed = _read(reading, files)
+        failed = _have_read(reading, files, run[i].file, run[i].page, slot.host + offset, run[i].count)
+        if failed:
+            return failed
+    return _read(reading, files)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _have_read(
+    reading: cython.pointer(Reading), files: cython.pointer(cython.int), file: uint32_t, page: uint64_t,
+    host: cython.pointer(uint8_t), count: uint64_t,
+) -> cython.int:  # fmt: skip
+    """So many pages of the file, to be read with others that are behind them there. 0, an errno, or -1."""
+    failed: cython.int
+    if reading.count and (
+        reading.count == 1024 or reading.file != file or reading.page + reading.pages != page
+    ):
+        failed = _read(reading, files)
+        if failed:
+            return failed
+    if not reading.count:
+        reading.file, reading.page, reading.pages = file, page, 0
+    reading.vector[reading.count].iov_base = host
+    reading.vector[reading.count].iov_len = count << 12
+    reading.count += 1
+    reading.pages += count
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _put_back(
+    ram: Ram, slot: cython.pointer(Slot), run: cython.pointer(Run), count: cython.size_t,
+    files: cython.pointer(cython.int), reading: cython.pointer(Reading),
+) -> cython.int:  # fmt: skip
+    """Have the slot's dirty pages be as the runs say, and whoever translated them told. 0, an errno, or -1."""
+    first: uint64_t = slot.gpa >> 12
+    pages: uint64_t = slot.size >> 12
+    page: uint64_t = 0
+    at: cython.size_t = 0
+    n: uint64_t
+    failed: cython.int
+    while page < pages:
+        n = _clean(slot.dirty + page, pages - page)
+        if n:
+            page += n
+            continue
+        host: cython.pointer(uint8_t) = slot.host + (page << 12)
+        n = _dirty(slot.dirty + page, pages - page)
+        while at < count and run[at].first + run[at].count <= first + page:
+            at += 1
+        if at < count and run[at].first <= first + page:
+            n = min(n, run[at].first + run[at].count - (first + page))
+            failed = _have_read(
+                reading, files, run[at].file, run[at].page + (first + page - run[at].first), host, n
+            )
             if failed:
                 return failed
-        if not reading.count:
-            reading.file, reading.page, reading.pages = run[i].file, run[i].page, 0
-        reading.vector[reading.count].iov_base = slot.host + offset
-        reading.vector[reading.count].iov_len = length
-        reading.count += 1
-        reading.pages += run[i].count
-    return _read(reading, files)
+        else:
+            if at < count:
+                n = min(n, run[at].first - (first + page))
+            if n < LEAST_EMPTIED:  # where there is memory, it is needed soon
+                memset(host, 0, n << 12)
+            elif not ram.empty(slot, page << 12, n << 12):
+                return EIO
+        page += n
+    failed = _read(reading, files)
+    page = 0
+    while page < pages:
+        n = _clean(slot.dirty + page, pages - page)
+        if not n:
+            n = _dirty(slot.dirty + page, pages - page)
+            ram.written(slot.host + (page << 12), n << 12)
+        page += n
+    return failed
 
 
 @cython.cfunc
@@ -511,6 +608,17 @@ def _clean(dirty: cython.pointer(uint8_t), pages: uint64_t) -> uint64_t:
     while n + 8 <= pages and cython.cast(cython.pointer(uint64_t), dirty + n)[0] == 0:
         n += 8
     while n < pages and not dirty[n]:
+        n += 1
+    return n
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _dirty(dirty: cython.pointer(uint8_t), pages: uint64_t) -> uint64_t:
+    """How many pages from here on are dirty."""
+    n: uint64_t = 0
+    while n < pages and dirty[n]:
         n += 1
     return n
 

@@ -38,17 +38,25 @@ class Checkpoints:
         self.busy = False
         self.base: Base | None = None     # what ``dirty`` marks in memory are about; None: power-on
 
-    def resume(self, base: Base) -> State:
-        """Restore the machine, which is blank, from the snapshot ``base``."""
+    def resume(self, base: Base, kept: bool = False) -> State:
+        """Restore the machine, which is blank, from the snapshot ``base``. ``kept``: its memory is another's that stood
+        on ``base`` already."""
         machine = self._worker.machine
         state = base.state()
+        put = image.put_back if kept else image.restore
         try:
-            image.restore(machine.ram, state.memory.runs, [base.fds[id] for id in state.memory.files])
+            put(machine.ram, state.memory.runs, [base.fds[id] for id in state.memory.files])
+            if kept:
+                machine.engine.note_writes()
             machine.load(state.machine)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
             raise MachineError(f"the snapshot's state makes no sense: {type(e).__name__}: {e}") from e
         self.base = base
         return state
+
+    def stands_on(self, base: Base) -> bool:
+        """Whether memory differs from that snapshot's in dirty pages only."""
+        return self.base is not None and self.base.id == base.id
 
     def forget(self) -> None:
         """The machine is another: its memory stands on nothing."""

@@ -89,12 +89,13 @@ class BootFiles:
 
 
 class Machine:
-    """Built ready to run, or ``blank``, to be ``load``ed. ``console`` is its first serial port (devices/uart),
+    """Built ready to run, or ``blank``, to be ``load``ed; ``on`` memory and engine of another that is closed, so that
+    what that has translated holds as far as memory stays as it is. ``console`` is its first serial port (devices/uart),
     ``agent`` the second, or a virtio console's port of the agent's name, which the guest's agent prefers as well."""
 
     def __init__(
         self, spec: VmSpec, files: BootFiles, loop: Loop, on_event: Callable[["Machine", str], None],
-        blank: bool = False,
+        blank: bool = False, on: "Machine | None" = None,
     ):
         self._loop = loop
         self._on_event = on_event
@@ -103,11 +104,11 @@ class Machine:
         self._stopping = False
         self.debug_met: deque[tuple[int, str, int]] = deque()  # (vCPU, why, address): Vcpu.debug_exit
         layout = memmap.build(spec.memory)
-        self.ram = Ram()
-        for start, size in layout.slots:
-            self.ram.add(start, size)
+        self.ram: Ram = on.ram if on else make_ram(layout)
+        self.engine: Any = on.engine if on else make_engine(
+            spec.engine, self.ram, spec.cpus, VERIFY_SAMPLE if spec.verify_code else -1
+        )
         self._pio, self._mmio = Space("pio"), Space("mmio")
-        self.engine = make_engine(spec.engine, self.ram, spec.cpus, VERIFY_SAMPLE if spec.verify_code else -1)
         vcpus = self.engine.vcpus
         self._board = Board(
             self.ram, layout, self._pio, self._mmio, vcpus, self._schedule,
@@ -126,6 +127,8 @@ class Machine:
         self._runners = []
         for vcpu, apic in zip(vcpus, self._board.apics, strict=True):
             vcpu.set_apic(apic)
+            if on:
+                vcpu.reset()
             self._runners.append(Runner(vcpu, apic, self._pio, self._mmio))
         if not blank:
             rsdp = self._board.write_tables()
@@ -314,6 +317,13 @@ class Machine:
         timer = self._loop.call_at_threadsafe(deadline_ns / 1e9, expired)
         self._timers.add(timer)
         return timer
+
+
+def make_ram(layout: memmap.Layout) -> Ram:
+    ram = Ram()
+    for start, size in layout.slots:
+        ram.add(start, size)
+    return ram
 
 
 def make_engine(name: str, ram: Ram, cpus: int, verify: int = -1) -> Any:

@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -146,6 +147,26 @@ class Snapshot:
             verified.keep()
             undo.pop_all()
         return Base(self.manifest.id, state, fds, lock)
+
+    def vouch(self, names: Iterable[str]) -> None:
+        """These files of it are whole: they are new, or were known to be before they got another link."""
+        with contextlib.ExitStack() as stack, contextlib.suppress(MachineError):  # it is for the next time only
+            lock = self.lock()
+            stack.callback(os.close, lock)
+            verified = Verified(self.path, lock)
+            for name in names:
+                verified.vouch(name, self._open(name, stack))
+            verified.keep()
+
+    def known(self) -> list[str]:
+        """Which of its files were found whole and are as they were."""
+        with contextlib.ExitStack() as stack, contextlib.suppress(MachineError):
+            lock = self.lock()
+            stack.callback(os.close, lock)
+            verified = Verified(self.path, lock)
+            names = ["state", *(f"memory-{file.id}" for file in self.manifest.memory)]
+            return [name for name in names if verified.knows(name, self._open(name, stack))]
+        return []
 
     def check_disks(self) -> None:
         """``MachineError`` where a file of its disks is missing; what is in them has no checksums."""

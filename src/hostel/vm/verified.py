@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 NAME = "verified"
-# Nanoseconds: what has just changed may change again within one tick of the file system's clock. That is the kernel's (10
-# ms at most, CONFIG_HZ) where times aren't whole seconds, else seconds, two on FAT.
+# Nanoseconds: what has just changed may change again within one tick of the file system's clock. That is the kernel's
+# (10 ms at most, CONFIG_HZ) where times aren't whole seconds, else seconds, two on FAT.
 _RACY, _COARSE = 100_000_000, 2_000_000_000
 
 
@@ -30,16 +30,24 @@ class Verified:
     def has(self, name: str, fd: int) -> bool:
         """Whether the open file is as it was when it was found whole. Call it before that is looked at: then ``keep``
         knows that it didn't change meanwhile."""
-        identity = _identity(fd)
-        if self._files.get(name) == identity:
+        if self.knows(name, fd):
             return True
+        identity = _identity(fd)
         changed = identity[-1]
         if changed < time.time_ns() - (_RACY if changed % 1_000_000_000 else _COARSE):
             self._new[name] = identity
         return False
 
+    def knows(self, name: str, fd: int) -> bool:
+        """The same, for who doesn't look."""
+        return self._files.get(name) == _identity(fd)
+
+    def vouch(self, name: str, fd: int) -> None:
+        """Who says so has just written the open file, or has only changed its links since it was known: it is whole."""
+        self._new[name] = _identity(fd)
+
     def keep(self) -> None:
-        """All that was looked at is whole."""
+        """All that was looked at, or is vouched for, is whole."""
         if not self._new:
             return
         new = self._path.with_name(f".{NAME}.{os.urandom(8).hex()}")

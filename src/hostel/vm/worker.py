@@ -310,7 +310,7 @@ class Worker:
     def _tell_identity(self, before: VmSpec | None) -> None:
         """Entropy and time, and a copy who it is; one that has just started (``before`` is None) only where it keeps
         nothing of its own."""
-        words = [f"time={time.time():.9f}", f"entropy={os.urandom(48).hex()}"]
+        words = [f"{'' if before else 'set-'}time={time.time():.9f}", f"entropy={os.urandom(48).hex()}"]
         if before.name != self.spec.name if before else not self.spec.disks:
             words += [f"hostname={self.spec.name.replace('_', '-')}", f"machine-id={os.urandom(16).hex()}"]
         self.exec.run_detached(["agent", "identity", *words], self._note, self._renewed, itself=True)
@@ -442,28 +442,31 @@ class Worker:
             self._trace.take()
         self.drain()
         self._disconnect()
-        self.checkpoints.forget()
-        if self.kept:
-            self.kept.take(self.machine.engine)
         self.machine.close()
+        old = self.machine if base and self.checkpoints.stands_on(base) else None
+        self.checkpoints.forget()
+        if not old and self.kept:
+            self.kept.take(self.machine.engine)
         self.machine = cast(Any, _NoMachine())
-        gc.collect()  # the old machine's memory goes before the new one's comes
+        if not old:
+            gc.collect()  # the old machine's memory goes before the new one's comes
         before()
         self.machine = self._machine_type(
-            self.spec, self.files, self.loop, self._machine_event, blank=base is not None
+            self.spec, self.files, self.loop, self._machine_event, blank=base is not None, on=old
         )
-        if self.kept:
-            self.kept.give(self.machine.engine)
-        if self._trace:
-            self._trace.follow(self.machine.engine)
-        if self._counting:
-            self.machine.engine.count_instructions(True)
+        if not old:
+            if self.kept:
+                self.kept.give(self.machine.engine)
+            if self._trace:
+                self._trace.follow(self.machine.engine)
+            if self._counting:
+                self.machine.engine.count_instructions(True)
         if base:
-            self._resume(base)
+            self._resume(base, old is not None)
 
-    def _resume(self, base: Base) -> None:
+    def _resume(self, base: Base, kept: bool = False) -> None:
         """All that the worker keeps beside the disks is as it was when the snapshot was taken."""
-        saved = self.checkpoints.resume(base)
+        saved = self.checkpoints.resume(base, kept)
         self.console.load(saved.console)
         self.exec.load(saved.exec, self.console.output, self._command_ended)
         self._command_begun = bool(saved.exec["main"])
