@@ -10,6 +10,7 @@ import pytest
 from copies import go_on, sh, start_checks, wait
 
 from hostel import VM
+from hostel.base.errors import MachineError
 from hostel.block.qcow2 import create
 from hostel.client import snapshots
 from hostel.vm import layers
@@ -135,6 +136,18 @@ def test_where_another_worker_has_to_start(clean, disk):
         with contextlib.closing(vm.debug()):
             vm.revert("one")
         assert sh(vm, "cat /tmp/word") == "word\n" and vm.state.pid != pid
+
+
+def test_one_that_is_damaged_leaves_nothing(clean, disk):
+    with run(disks=[disk]) as vm:
+        taken = vm.snapshot("one")
+        pid, before = vm.state.pid, sorted(layers.folder("box").iterdir())
+        with open(taken.path / "state", "r+b") as file:
+            file.write(b"damage")
+        with pytest.raises(MachineError, match="state isn't what was written"):
+            vm.revert("one")
+        assert sorted(layers.folder("box").iterdir()) == before
+        assert sh(vm, "echo fine") == "fine\n" and vm.state.pid == pid
 
 
 def test_who_asks_goes_in_the_middle(clean, disk):

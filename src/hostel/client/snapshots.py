@@ -245,7 +245,10 @@ def revert(folder: store.Folder, snapshot: Snapshot, leash: launch.Leash | None 
     it does now. Who holds it by ``leash`` has another then, or the same."""
     if snapshot.manifest.vm != folder.name:
         raise MachineError(f"{snapshot.full_name} isn't of '{folder.name}'; 'hostel run --from' starts another VM")
-    with at_work(folder.name):
+    with at_work(folder.name), contextlib.ExitStack() as stack:
+        base = None
+        if snapshot.manifest.state:
+            base = stack.enter_context(contextlib.closing(snapshot.check()))  # all of it, before anything is lost
         ran = folder.owned()
         new = put_disks(snapshot, folder.name)
         spec = msgspec.structs.replace(
@@ -258,16 +261,16 @@ def revert(folder: store.Folder, snapshot: Snapshot, leash: launch.Leash | None 
             _drop_suspended(folder.name)
             _sweep(folder, spec)
 
-        if snapshot.manifest.state:
-            with contextlib.closing(snapshot.check()) as base:  # all of it, before anything is lost
-                if ran and _revert_in_place(folder, snapshot, base, spec, new, write, bool(leash)):
-                    return leash
+        if ran and base and _revert_in_place(folder, snapshot, base, spec, new, write, bool(leash)):
+            return leash
         if ran:
             launch.kill(folder, "reverted")
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, folder.take())  # nobody starts it meanwhile
+        fd = folder.take()  # nobody starts it meanwhile
+        try:
             write()
-        if snapshot.manifest.state:
+        finally:
+            os.close(fd)
+        if base:
             return launch.start(folder, bool(leash), snapshot.path)
         return launch.start(folder, bool(leash)) if ran else None
 

@@ -35,11 +35,10 @@ class Wire:
             poll.register(fd, select.POLLOUT)
             if not poll.poll(1000):
                 raise MachineError("the network doesn't answer")
-            with contextlib.suppress(BlockingIOError):
-                while os.read(fd, 1):  # the rest of each goes with it
-                    pass
             with contextlib.suppress(OSError):  # it may have ended
                 os.write(fd, ethernet.FORGET)
+                while os.read(fd, 1):  # the rest of each goes with it
+                    pass
 
     def close(self) -> None:
         if self.lease >= 0:

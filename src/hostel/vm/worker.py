@@ -633,6 +633,7 @@ class Worker:
         try:
             self.replace_machine(base, discard)
         except Exception as error:
+            self._reverting = None
             self._end_of_error(f"it can't be reverted: {error}", error)
             raise
         self._unmounted, self._ending, self._quick_resets = [], "", 0
