@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 IDLE = 600                # seconds without a copy after which it ends
 BOOTED = "booted"         # its snapshot
+REHEARSALS = 3            # at most
 
 
 def ensure(image: str, cpus: int, memory: int) -> store.Folder:
@@ -42,7 +43,8 @@ def ensure(image: str, cpus: int, memory: int) -> store.Folder:
                 _discard(store.Folder(path))  # of an earlier image or hostel
         try:
             snapshots.revert(folder, Snapshot.read(paths.snapshots() / f"{folder.name}@{BOOTED}"))
-        except MachineError:  # there is none, or it isn't whole
+            _warm_up(folder)
+        except (MachineError, TimeoutError):  # there is none, or it isn't whole
             _discard(folder)
             _boot(folder, image, cpus, memory)
     return folder
@@ -71,19 +73,39 @@ def _boot(folder: store.Folder, image: str, cpus: int, memory: int) -> None:
         raise
 
 
+def _warm_up(folder: store.Folder) -> None:
+    """Have a guest that has just been restored run a command, so that not each copy has to adopt the translations that
+    this takes. A rehearsal would be worth more, but somebody waits."""
+    from hostel.client.vm import VM
+
+    with Connection(folder.path) as connection:
+        connection.call("resume")
+        VM(folder).exec(["true"], timeout=60)
+        connection.call("pause")
+
+
 def _rehearse(vm: "VM") -> None:
     """Have the guest do what each copy does first, so that its code is translated before there are any: go on as
-    another, and run a command; and once more, to be itself again."""
-    for _ in range(2):
-        with Connection(vm.folder) as connection:
-            connection.call("pause")
-            time.sleep(0.1)  # so that its clock is behind
-            connection.call("resume")
-            connection.call("rehearse")
-        vm.exec(["true"])
-        vm.exec(["sh", "-c", "wait-network; sleep 1"])  # until that has settled, whatever the image
-    for _ in range(3):
-        vm.exec(["true"])
+    another, and run a command; and once more, to be itself again. Where all translations were dropped meanwhile, as
+    there was no more room for them, it does it again."""
+    for _ in range(REHEARSALS):
+        dropped = _dropped(vm)
+        for _ in range(2):
+            with Connection(vm.folder) as connection:
+                connection.call("pause")
+                time.sleep(0.1)  # so that its clock is behind
+                connection.call("resume")
+                connection.call("rehearse")
+            vm.exec(["true"])
+            vm.exec(["sh", "-c", "wait-network; sleep 1"])  # until that has settled, whatever the image
+        for _ in range(3):
+            vm.exec(["true"])
+        if _dropped(vm) == dropped:
+            return
+
+
+def _dropped(vm: "VM") -> int:
+    return int(vm.inspect()["statistics"]["engine"].get("flushes", 0))
 
 
 def _discard(folder: store.Folder) -> None:
