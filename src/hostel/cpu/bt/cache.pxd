@@ -213,6 +213,8 @@ cdef void flush(Cache* m) noexcept nogil
 cdef int freeze(Cache* m) noexcept nogil
 cdef void forked(Cache* m, bint child) noexcept nogil
 cdef bint unshare(const void* address) noexcept nogil
+# The slot of that address, and the number of its page there; -1: there is no memory
+cdef int find_page(Cache* m, uint64_t gpa, uint64_t* page) noexcept nogil
 cdef void enlist(Cache* m, uint32_t number) noexcept nogil
 cdef bint is_modest(Cache* m, uint64_t gpa) noexcept nogil
 cdef void bear_greed(Cache* m, VCpu* me, const Block* block) noexcept nogil

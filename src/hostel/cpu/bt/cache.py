@@ -479,18 +479,28 @@ def unshare(address):
     return done
 
 
+def find_page(m, gpa, page):
+    """The number of the slot in which that is, and of the page there; -1 where there is no memory."""
+    i: cython.int
+    for i in range(m.n_slots):
+        if gpa - m.slots[i].gpa < m.slots[i].size:
+            page[0] = (gpa - m.slots[i].gpa) >> 12
+            return i
+    return -1
+
+
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def _page_head(
     m: cython.pointer(Cache), gpa: uint64_t, slot: cython.pointer(cython.pointer(Slot))
 ) -> cython.pointer(uint32_t):
-    i: cython.int
-    for i in range(m.n_slots):
-        if gpa - m.slots[i].gpa < m.slots[i].size:
-            slot[0] = cython.address(m.slots[i])
-            return cython.address(m.pages[i][(gpa - m.slots[i].gpa) >> 12])
-    return cython.NULL
+    page: uint64_t = 0
+    i: cython.int = find_page(m, gpa, cython.address(page))
+    if i < 0:
+        return cython.NULL
+    slot[0] = cython.address(m.slots[i])
+    return cython.address(m.pages[i][page])
 
 
 def enlist(m, number):
@@ -559,38 +569,37 @@ def _had_enough(m: cython.pointer(Cache), gpa: uint64_t) -> cython.bint:
     """Count a write to a page with code; whether all its blocks should go. Memory that held a program and holds data
     now is written word by word, each time by way of the monitor as long as a block is left. A page that is both, time
     and again, loses them ever more rarely."""
-    i: cython.int
-    for i in range(m.n_slots):
-        if gpa - m.slots[i].gpa < m.slots[i].size:
-            w: cython.pointer(uint16_t) = cython.address(m.written[i][(gpa - m.slots[i].gpa) >> 12])
-            drops: cython.int = w[0] >> DROP_SHIFT
-            w[0] += 1
-            if (w[0] & ((1 << DROP_SHIFT) - 1)) < WRITES_BORNE << drops:
-                return False
-            w[0] = cython.cast(uint16_t, (drops + 1 if drops < MOST_DROPS - 1 else drops) << DROP_SHIFT)
-            return True
-    return False
+    page: uint64_t = 0
+    i: cython.int = find_page(m, gpa, cython.address(page))
+    if i < 0:
+        return False
+    w: cython.pointer(uint16_t) = cython.address(m.written[i][page])
+    drops: cython.int = w[0] >> DROP_SHIFT
+    w[0] += 1
+    if (w[0] & ((1 << DROP_SHIFT) - 1)) < WRITES_BORNE << drops:
+        return False
+    w[0] = cython.cast(uint16_t, (drops + 1 if drops < MOST_DROPS - 1 else drops) << DROP_SHIFT)
+    return True
 
 
 def is_modest(m, gpa):
     """Whether blocks of the page ask for no writes that a branch may spare."""
-    i: cython.int
-    for i in range(m.n_slots):
-        if gpa - m.slots[i].gpa < m.slots[i].size:
-            return m.greed[i][(gpa - m.slots[i].gpa) >> 12] >= GREED_BORNE
-    return False
+    page: uint64_t = 0
+    i: cython.int = find_page(m, gpa, cython.address(page))
+    return i >= 0 and m.greed[i][page] >= GREED_BORNE
 
 
 def bear_greed(m, me, block):
     """A window of a block asked to write where it may not, without need. What does so time and again is made anew."""
-    i: cython.int
-    for i in range(m.n_slots):
-        if block.gpa - m.slots[i].gpa < m.slots[i].size:
-            borne: cython.pointer(uint8_t) = cython.address(m.greed[i][(block.gpa - m.slots[i].gpa) >> 12])
-            if borne[0] < GREED_BORNE:
-                borne[0] += 1
-            else:
-                invalidate(m, me, block.gpa, 1)
+    page: uint64_t = 0
+    i: cython.int = find_page(m, block.gpa, cython.address(page))
+    if i < 0:
+        return
+    borne: cython.pointer(uint8_t) = cython.address(m.greed[i][page])
+    if borne[0] < GREED_BORNE:
+        borne[0] += 1
+    else:
+        invalidate(m, me, block.gpa, 1)
 
 
 def invalidate(m, me, gpa, size):

@@ -48,6 +48,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     add_site,
     block_pc,
     enlist,
+    find_page,
     is_break,
     is_modest,
     resume_world,
@@ -690,11 +691,9 @@ def count(t, i):
 
 
 def find_slot(m, gpa):
-    i: cython.int
-    for i in range(m.n_slots):
-        if gpa - m.slots[i].gpa < m.slots[i].size:
-            return cython.address(m.slots[i])
-    return cython.NULL
+    page: uint64_t = 0
+    i: cython.int = find_page(m, gpa, cython.address(page))
+    return cython.address(m.slots[i]) if i >= 0 else cython.NULL
 
 
 def fetch(m, gpa, buffer, size):
