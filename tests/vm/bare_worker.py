@@ -51,7 +51,7 @@ def define(real):
     class BareMachine(real.Machine):
         """The real one's vCPU threads around another guest."""
 
-        def __init__(self, spec, files, loop, on_event, blank=False):
+        def __init__(self, spec, files, loop, on_event, blank=False, on=None):
             self._loop, self._on_event = loop, on_event
             self._timers, self._threads, self._stopping = set(), [], False
             self.cards = {}

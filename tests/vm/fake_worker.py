@@ -127,7 +127,7 @@ NO_ROOM = "full: no room for disk /x: the file system is full"
 
 
 class FakeMachine:
-    def __init__(self, spec, files, loop, on_event, blank=False):
+    def __init__(self, spec, files, loop, on_event, blank=False, on=None):
         self.on_event = on_event
         self.console = FakePort(self.typed)
         self.agent = self.agent_port = files.agents.pop() if files.agents else FakePort()
