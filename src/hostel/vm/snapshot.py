@@ -150,7 +150,7 @@ class Snapshot:
 
     def vouch(self, names: Iterable[str]) -> None:
         """These files of it are whole: they are new, or were known to be before they got another link."""
-        with contextlib.ExitStack() as stack, contextlib.suppress(MachineError):  # it is for the next time only
+        with contextlib.ExitStack() as stack, contextlib.suppress(MachineError, OSError):  # it may be going, too
             lock = self.lock()
             stack.callback(os.close, lock)
             verified = Verified(self.path, lock)
@@ -160,7 +160,7 @@ class Snapshot:
 
     def known(self) -> list[str]:
         """Which of its files were found whole and are as they were."""
-        with contextlib.ExitStack() as stack, contextlib.suppress(MachineError):
+        with contextlib.ExitStack() as stack, contextlib.suppress(MachineError, OSError):
             lock = self.lock()
             stack.callback(os.close, lock)
             verified = Verified(self.path, lock)
