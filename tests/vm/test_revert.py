@@ -189,3 +189,21 @@ def test_nobody_else_is_served_meanwhile(clean):
             assert snapshots._revert_in_place(vm._folder, taken, base, spec, {}, meanwhile, True)
         assert refused == ["'box' is being reverted"] * 6
         assert sh(vm, "echo fine") == "fine\n"
+
+
+@pytest.mark.parametrize("translations", ["0", "1"])
+def test_what_fails_behind_the_old_machine_ends_it(clean, disk, monkeypatch, translations):
+    monkeypatch.setenv("HOSTEL_TRANSLATIONS", translations)
+    with run(disks=[disk], rm=False) as vm:
+        sh(vm, "echo word > /tmp/word")
+        taken = vm.snapshot("one")
+        tops = snapshots.put_disks(taken, "box")
+        tops[0].unlink()
+        create.create(tops[0], 32 << 20, create.Options())  # of another size than what it is to stand on
+        spec = layers.on_tops(taken.manifest.spec, tops)
+        with contextlib.closing(taken.check()) as base:
+            assert not snapshots._revert_in_place(vm._folder, taken, base, spec, tops, lambda: None, True)
+        wait(lambda: not vm._folder.owned())
+        assert vm.state.state == "stopped" and vm.state.reason.startswith("error: it can't be reverted: ")
+        vm.revert("one")
+        assert sh(vm, "cat /tmp/word") == "word\n"

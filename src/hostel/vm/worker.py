@@ -496,7 +496,7 @@ class Worker:
         self.drain()
         self.exec.finish(f"'{self.spec.name}' ended: {reason}")
         self._disconnect()
-        if self.kept:
+        if self.kept and self.machine.engine:
             self.kept.take(self.machine.engine)
         self.machine.close()
         self.files.close()
@@ -820,6 +820,7 @@ class _NoMachine:
     """In the place of a machine that couldn't be built, until the worker has ended."""
 
     full = False
+    engine = None
 
     def __init__(self) -> None:
         self.console = types.SimpleNamespace(tx_fd=-1, rx_fd=-1, take=lambda: b"")
