@@ -17,6 +17,7 @@ from hostel.base.errors import MachineError, UsageError
 from hostel.block import lock as block_lock
 from hostel.client.connection import Connection
 from hostel.spec import net as spec_net
+from hostel.spec.control import MAX_FDS
 from hostel.spec.vm import VmSpec
 from hostel.vm import launch, layers, store
 from hostel.vm import snapshot as snapshots
@@ -29,7 +30,6 @@ __all__ = ["Snapshot", "damaged", "find", "of_vm", "vms"]  # what callers upstai
 CURRENT = "snapshot"      # in a VM's folder: VM@NAME of the snapshot that it stands on
 SUSPENDED = ".suspended"  # a snapshot's name that no person can give
 ENDS = 30.0               # seconds that a worker has to end
-_MOST_FDS = 120           # that go with a request (spec/control)
 
 
 @contextlib.contextmanager
@@ -282,14 +282,15 @@ def _revert_in_place(
     """Have the worker go back, which takes a fraction of the time that another takes to start; it goes on once
     ``write`` has said so. False where it can't, or doesn't know how: then it is to end."""
     wanted = [layer for layer in snapshot.manifest.disks if not layer.fixed]
-    if len(base.fds) + len(wanted) > _MOST_FDS:
-        return False
     with contextlib.suppress(MachineError), contextlib.ExitStack() as stack:
         connection = stack.enter_context(Connection(folder.path))
         fds, deltas = open_tops(spec, tops, stack)
+        fds = [*base.all_fds(), *fds]
+        if len(fds) > MAX_FDS:
+            return False
         status = [os.stat(snapshot.path / layer.file) for layer in wanted]  # absolute, if it is elsewhere
         done = connection.call(
-            "revert", fds=[*base.all_fds(), *fds], id=snapshot.manifest.id, spec=spec, files=list(base.fds),
+            "revert", fds=fds, id=snapshot.manifest.id, spec=spec, files=list(base.fds),
             held=held, paused=snapshot.manifest.paused, disks=deltas,
             layers=[{"device": layer.st_dev, "inode": layer.st_ino} for layer in status],
         )

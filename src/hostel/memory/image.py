@@ -279,8 +279,21 @@ def restore(ram: Ram, runs: bytes, fds: Sequence[int]) -> None:
 
     Raises MemoryError_: before anything has changed where runs and files can't be right, else with memory that is zero.
     """
+    _fill(ram, runs, fds, False)
+
+
+def put_back(ram: Ram, runs: bytes, fds: Sequence[int]) -> None:
+    """The same where only dirty pages differ from what ``runs`` say, since ``ram`` was restored from these or they were
+    taken of it: only those change. Raises MemoryError_, behind which memory is neither the one nor the other."""
+    _fill(ram, runs, fds, True)
+    ram.take_dirty()
+
+
+@cython.cfunc
+def _fill(ram: Ram, runs: bytes, fds: Sequence, dirty_only: cython.bint):
     i: cython.int
     at: cython.size_t
+    failed: cython.int = 0
     count: cython.size_t = len(runs) // RUN.size
     _validate(ram, runs, [_file_pages(i, fd) for i, fd in enumerate(fds)], True)
     given: cython.pointer(Run) = cython.cast(cython.pointer(Run), cython.cast(cython.p_char, runs))
@@ -292,53 +305,31 @@ def restore(ram: Ram, runs: bytes, fds: Sequence[int]) -> None:
     try:
         if merged == cython.NULL or descriptors == cython.NULL or reading == cython.NULL:
             raise MemoryError()
+        reading.count = 0
         for i in range(len(fds)):
             descriptors[i] = fds[i]
-        for at in range(count):
-            ram.expect_files(ram.find(given[at].first << 12))
-        with cython.nogil:
-            failed: cython.int = 0 if ram.reset() else EIO
-            if not failed:
-                failed = _map(ram, merged, _merge(ram, given, count, merged), descriptors, reading)
+        if dirty_only:
+            with cython.nogil:
+                for i in range(ram.count):
+                    if not ram.slots[i].readonly and not failed:
+                        failed = _put_back(ram, cython.address(ram.slots[i]), given, count, descriptors, reading)
+        else:
+            for at in range(count):
+                ram.expect_files(ram.find(given[at].first << 12))
+            with cython.nogil:
+                failed = 0 if ram.reset() else EIO
+                if not failed:
+                    failed = _map(ram, merged, _merge(ram, given, count, merged), descriptors, reading)
+            if failed:
+                ram.reset()
         if failed:
-            ram.reset()
+            what = "put back" if dirty_only else "restored"
             why = "a file is shorter than it was" if failed < 0 else os.strerror(failed)
-            raise MemoryError_(f"memory can't be restored: {why}")
+            raise MemoryError_(f"memory can't be {what}: {why}")
     finally:
         free(merged)
         free(descriptors)
         free(reading)
-
-
-def put_back(ram: Ram, runs: bytes, fds: Sequence[int]) -> None:
-    """The same where only dirty pages differ from what ``runs`` say, since ``ram`` was restored from these or they were
-    taken of it: only those change. Raises MemoryError_, behind which memory is neither the one nor the other."""
-    i: cython.int
-    count: cython.size_t = len(runs) // RUN.size
-    _validate(ram, runs, [_file_pages(i, fd) for i, fd in enumerate(fds)], True)
-    given: cython.pointer(Run) = cython.cast(cython.pointer(Run), cython.cast(cython.p_char, runs))
-    descriptors: cython.pointer(cython.int) = cython.cast(
-        cython.pointer(cython.int), malloc((len(fds) + 1) * cython.sizeof(cython.int))
-    )
-    reading: cython.pointer(Reading) = cython.cast(cython.pointer(Reading), malloc(cython.sizeof(Reading)))
-    try:
-        if descriptors == cython.NULL or reading == cython.NULL:
-            raise MemoryError()
-        for i in range(len(fds)):
-            descriptors[i] = fds[i]
-        reading.count = 0
-        failed: cython.int = 0
-        with cython.nogil:
-            for i in range(ram.count):
-                if not ram.slots[i].readonly and not failed:
-                    failed = _put_back(ram, cython.address(ram.slots[i]), given, count, descriptors, reading)
-        if failed:
-            why = "a file is shorter than it was" if failed < 0 else os.strerror(failed)
-            raise MemoryError_(f"memory can't be put back: {why}")
-    finally:
-        free(descriptors)
-        free(reading)
-    ram.take_dirty()
 
 
 def files(runs: bytes) -> set[int]:
@@ -450,7 +441,6 @@ def _map(
     failed: cython.int
     least: uint64_t = _least(run, count)
     spare: uint64_t = MAX_MAPPED - _longer(run, count, least)  # of those that are shorter by one
-    reading.count = 0
     for i in range(count):
         slot: cython.pointer(Slot) = ram.find(run[i].first << 12)
         offset: uint64_t = (run[i].first << 12) - slot.gpa

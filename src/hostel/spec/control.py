@@ -50,7 +50,7 @@ LOW_WATER = 1 << 18
 _READ_SIZE = 1 << 18
 _MAX_UNSENT = 64 << 20   # a client that reads no replies or events is dropped here
 _MAX_CLIENTS = 256
-_MAX_FDS = 128           # descriptors that came and that no request has taken yet
+MAX_FDS = 128           # descriptors that came and that no request has taken yet
 
 
 class Later:
@@ -205,9 +205,9 @@ class Connection:
             if self._reader:
                 data = self._sock.recv(_READ_SIZE)
             else:
-                data, fds, _, _ = socket.recv_fds(self._sock, _READ_SIZE, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+                data, fds, _, _ = socket.recv_fds(self._sock, _READ_SIZE, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
                 self._fds += fds
-                if len(self._fds) > _MAX_FDS:
+                if len(self._fds) > MAX_FDS:
                     data = b""
         except (BlockingIOError, InterruptedError):
             return
