@@ -331,6 +331,22 @@ def test_tsc_deadline():
     assert apic.rdmsr(0x6E0) == 0 and m.vcpus[0].alarm() == 0
 
 
+@pytest.mark.parametrize("mode", [0, 1])
+def test_time_that_is_skipped_is_none_of_the_timers(mode):
+    m, apic = timer(mode, 5000)
+    apic.freeze(T0 + 2000)
+    assert apic.read(CURRENT) == 3000
+    apic.freeze(T0 + 2000 + 60 * 10**9)
+    apic.skip(60 * 10**9)
+    assert m.vcpus[0].alarm() >= T0 + 5000 + 60 * 10**9
+    assert apic.pending_py() == -1 and apic.read(CURRENT) == 3000 and m.vcpus[0].stops == 0
+    apic.freeze(T0 + 5000 + 60 * 10**9)
+    assert apic.pending_py() == 0x40
+    apic.write(INITIAL, 0)
+    apic.skip(60 * 10**9)
+    assert m.vcpus[0].alarm() == 0
+
+
 def test_the_alarm_wakes_a_sleeping_vcpu_and_the_interrupt_is_there():
     m = Machine(1)
     apic = m.apics[0]

@@ -213,6 +213,24 @@ def test_a_tiny_period_is_bounded():
     assert m.events[0][0] >= T0 + 20_000
 
 
+def test_time_that_is_skipped_is_none_of_the_channels():
+    m = Machine()
+    m.out(0x43, 0x34)
+    m.out(0x40, 0, 0x10)
+    stale = m.events.pop()[1]
+    m.at(700)
+    m.pit.freeze(5 * T0)
+    m.pit.skip(4 * T0 - -(-700 * 10**9 // HZ))
+    assert m.count(0) == 0x1000 - 700
+    stale()
+    assert not m.irr()
+    (deadline, callback) = m.events.pop()
+    assert abs(deadline - 5 * T0 - (0x1000 - 700) * 10**9 // HZ) <= 2
+    m.pit.freeze(deadline)
+    callback()
+    assert m.irr()
+
+
 def test_save_and_load():
     m = Machine()
     m.out(0x43, 0x34)

@@ -90,6 +90,15 @@ def test_general_purpose_events():
     assert m.sci.level == 0
 
 
+def test_time_that_is_skipped_is_none_of_the_pm_timers():
+    m = Machine()
+    m.now += 10**9
+    before = m.inp(0x608, 4)
+    m.now += 60 * 10**9
+    m.pm.skip(60 * 10**9)
+    assert m.inp(0x608, 4) == before
+
+
 def test_pm_save_and_load():
     m = Machine()
     m.out(0x602, 0x120, 2)

@@ -62,6 +62,7 @@ def define(real):
             self.console, self.agent = fake_worker.FakePort(), fake_worker.FakePort()
             self._second = self.agent
             self.apics = guest.apics
+            self._board = self
 
         def statistics(self):
             runners = self._runners
@@ -70,6 +71,10 @@ def define(real):
                 "engine": self.engine.statistics(),
                 "threads": len([t for t in threading.enumerate() if t.name.startswith("vcpu")]),
             }
+
+        def skip(self, ns):
+            for apic in self.apics:
+                apic.skip(ns)
 
         def press_power_button(self):
             return False

@@ -168,6 +168,9 @@ class FakeMachine:
     def stop(self):
         pass
 
+    def stand_still(self):
+        pass
+
     @property
     def full(self):
         return self.missing > 0

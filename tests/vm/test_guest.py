@@ -102,6 +102,45 @@ def test_pause(guests):
         assert vm.exec(["echo", "on"], timeout=60).stdout == "on\n"
 
 
+@pytest.mark.parametrize("clocksource", ["tsc", "kvm-clock", "acpi_pm"])
+def test_a_paused_ones_clocks_stand_still(guests, clocksource):
+    """Its timers don't ring at once when it goes on; the calendar is set, by the agent."""
+
+    def look(vm):
+        first = time.monotonic()
+        uptime, date = vm.exec(["sh", "-c", "cut -d ' ' -f 1 /proc/uptime; date +%s"], timeout=60).stdout.split()
+        return first, float(uptime), time.monotonic(), float(date)
+
+    def check(vm, before, still):
+        after = look(vm)
+        assert 0 <= after[1] - before[1] <= after[2] - before[0] - still + 0.02  # it tells hundredths
+        assert abs(after[3] - time.time()) < 2
+
+    with VM.run("micro", name="box", cpus=2, append=f"clocksource={clocksource}") as vm:
+        vm.wait_agent(60)
+        source = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+        assert vm.exec(["cat", source]).stdout == f"{clocksource}\n"
+        before = look(vm)
+        vm.pause()
+        paused = time.monotonic()
+        time.sleep(2.5)
+        taken = vm.snapshot()
+        with vm.fork(1) as (copy,):
+            copy.resume()
+            check(copy, before, 2.5)
+        time.sleep(1.0)
+        still = time.monotonic() - paused
+        vm.resume()
+        check(vm, before, still)
+        vm.revert(taken)
+        assert vm.state.state == "paused"
+        time.sleep(1.0)
+        vm.resume()
+        check(vm, before, still)
+        time.sleep(1.5)  # the clocksource's watchdog looks
+        assert "unstable" not in vm.exec(["dmesg"]).stdout
+
+
 def test_a_kernel_panic_is_told(guests):
     with VM.run("micro", append="rdinit=/no/such") as vm:
         with pytest.raises(Exception, match="doesn't boot: 3 resets in a row, .*Kernel panic"):

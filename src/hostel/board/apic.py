@@ -488,6 +488,15 @@ class LocalApic(InterruptController):
         """Let the clock say ``ns`` (0: the real one) for the counting timer; for tests."""
         self.frozen_ns = ns
 
+    def skip(self, ns: int64_t):
+        """Time has stood still for ``ns``, the vCPU too: the timer goes on as if they had not passed."""
+        if self.deadline_ns:
+            self.deadline_ns += ns
+        if self.tsc_deadline:
+            self.arm_tsc_deadline()
+        else:
+            self.arm()
+
     def pending_py(self) -> int:
         """``pending`` for tests."""
         return self.pending()

@@ -139,6 +139,14 @@ class Board:
         """Ask the guest to shut down; whether it listens to the button."""
         return self.pm.press_power_button()
 
+    def skip(self, ns: int) -> None:
+        """The vCPUs have stood still for ``ns``, and so did time for them: timers go on as if they had not passed. The
+        CMOS clock doesn't: it tells the host's time."""
+        self.pit.skip(ns)
+        self.pm.skip(ns)
+        for apic in self.apics:
+            apic.skip(ns)
+
     # -- saved state; the vCPUs must stand still
 
     def save(self) -> dict:

@@ -274,6 +274,17 @@ class Pit(Region):
         """The output pin of a channel."""
         return bool(self.output(cython.address(self.channels[index])))
 
+    def skip(self, ns: int64_t):
+        """Time has stood still for ``ns``: the channels go on as if they had not passed."""
+        lock(cython.address(self.mutex))
+        for i in range(3):
+            if self.channels[i].start_ns:
+                self.channels[i].start_ns += ns
+            if self.channels[i].stopped_ns:
+                self.channels[i].stopped_ns += ns
+        unlock(cython.address(self.mutex))
+        self.plan()
+
     def save(self) -> dict:
         """The channels, with times relative to now."""
         now: int64_t = self.now()

@@ -14,6 +14,7 @@ import importlib
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,8 @@ class Machine:
     what that has translated holds as far as memory stays as it is. ``console`` is its first serial port (devices/uart),
     ``agent`` the second, or a virtio console's port of the agent's name, which the guest's agent prefers as well."""
 
+    _still: tuple[int, int] | None = None  # since when its clocks have stood still: the host's TSC, and its clock in ns
+
     def __init__(
         self, spec: VmSpec, files: BootFiles, loop: Loop, on_event: Callable[["Machine", str], None],
         blank: bool = False, on: "Machine | None" = None,
@@ -137,6 +140,8 @@ class Machine:
 
     def start(self, only: list[int] | None = None) -> None:
         """Let the vCPUs run, or some of them."""
+        self._catch_up()
+        self._still = None
         self._stopping = False
         for runner in self._runners:
             runner.stop(False)
@@ -157,6 +162,19 @@ class Machine:
             thread.join()
         self._threads = []
 
+    def stand_still(self) -> None:
+        """Where it is stopped: its clocks are, too, until it starts."""
+        if not self._threads:
+            self._still = self._still or _host_time()
+
+    def _catch_up(self) -> None:
+        """As if the clocks had been stopped only now: the time since then is none of the guest's."""
+        if self._still:
+            (tsc, ns), self._still = self._still, _host_time()
+            for vcpu in self.engine.vcpus:
+                vcpu.skip(self._still[0] - tsc)
+            self._board.skip(self._still[1] - ns)
+
     def close(self) -> None:
         """Let go of everything; it must be stopped."""
         for card in self.cards.values():
@@ -172,6 +190,7 @@ class Machine:
     def save(self) -> dict[str, Any]:
         """Everything but memory. Nothing is under way then in the cards' back ends, and what was written to disks is
         there."""
+        self._catch_up()
         now = clock.rdtsc_py()
         vcpus = self.engine.vcpus
         return {
@@ -317,6 +336,10 @@ class Machine:
         timer = self._loop.call_at_threadsafe(deadline_ns / 1e9, expired)
         self._timers.add(timer)
         return timer
+
+
+def _host_time() -> tuple[int, int]:
+    return clock.rdtsc_py(), time.monotonic_ns()
 
 
 def make_ram(layout: memmap.Layout) -> Ram:

@@ -146,7 +146,9 @@ class Worker:
         self.state.state = "paused" if self._starts_paused else "running"
         self.has_started()
         self.server.event(event="state", state=self.state.state)
-        if not self._starts_paused:
+        if self._starts_paused:
+            self.machine.stand_still()
+        else:
             self.machine.start()
 
     def has_started(self) -> None:
@@ -315,6 +317,12 @@ class Worker:
             words += [f"hostname={self.spec.name.replace('_', '-')}", f"machine-id={os.urandom(16).hex()}"]
         self.exec.run_detached(["agent", "identity", *words], self._note, self._renewed, itself=True)
 
+    def _tell_time(self) -> None:
+        """To a guest that goes on after a pause: its clocks have stood still."""
+        if self.exec.ready:
+            words = ["agent", "identity", f"time={time.time():.9f}"]
+            self.exec.run_detached(words, self._note, self._renewed, itself=True)
+
     def _renew_network(self, before: VmSpec) -> None:
         """The same for its cards, which takes the guest longer."""
         words = []
@@ -396,6 +404,7 @@ class Worker:
         self._full = ""
         if self.state.reason:  # else a person paused it
             if not self.debugger.attached:
+                self._tell_time()
                 self.machine.start()
             self._set_state("running")
         for waiter in waiters:
@@ -716,6 +725,8 @@ class Worker:
         if self.state.state == "paused":
             if self._stale:
                 self._renew(self._stale)
+            else:
+                self._tell_time()
             self.machine.start()
             self._set_state("running")
         return True
@@ -811,6 +822,8 @@ class Worker:
             raise MachineError(f"'{self.spec.name}' has ended: {self.state.reason}")
 
     def _set_state(self, state: str, reason: str = "") -> None:
+        if state == "paused":
+            self.machine.stand_still()
         self.state.state, self.state.reason = state, reason
         self.folder.write_state_anyway(self.state)
         self.server.event(event="state", state=state, **({"reason": reason} if reason else {}))

@@ -643,6 +643,15 @@ class BtVcpu(Vcpu):
         """The architectural state (``hostel.cpu.state``); the vCPU is not running."""
         return save(self.c, now if now else rdtsc())
 
+    def skip(self, ticks: uint64_t):
+        """Time has stood still for that many of the TSC's ticks: the TSC and the paravirtual clock go on as if they had
+        not passed. The vCPU is not running; the same for all of a machine."""
+        self.c.tsc_offset -= ticks
+        self.c.clock_origin += ticks
+        update_kvmclock(self.c)
+        if self.apic is not None:
+            self.apic.set_tsc_offset(cython.cast(int64_t, self.c.tsc_offset))
+
     def change_state(self, state):
         """As ``load_state``, for debuggers: the clocks go on as if nothing had been, and a state that can't be loaded
         changes nothing."""
