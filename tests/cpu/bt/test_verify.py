@@ -26,6 +26,7 @@ PROGRAM = """
     pop     rdx
     mov     r10, [rdi + 32]
     mov     [rdi + 40], r11
+    mov     rbx, [0x500040]
     mov     ecx, 4
     rep     stosb
     mov     r8, 0x400080
@@ -89,14 +90,28 @@ REFUSED = {
     "no compare": (r"^ja ", lambda c: b"", "no jump of the block"),
     "a compare that isn't looked at": (r"^ja ", lambda c: b"\x0f\x82" + c[2:], "no check"),
     "too large an index": (r"^shr r11d, 0xc", lambda c: b"\x45\x89\xdb", "none of the tables"),
-    "another entry's page": (r"^shr r11d, 0xc", lambda c: c[:-1] + b"\x0d", "no check"),
-    "a system call": (r"^mov rax, qword ptr \[r10", lambda c: b"\x0f\x05", "no use for"),
-    "an access past the check": (r"^mov rax, qword ptr \[r1[01]", lambda c: b"\x48\x8b\x00", "no check"),
+    "another entry's distance": (r"^shr r11d, 0xc", lambda c: c[:-1] + b"\x0d", "no check"),
+    "a page that isn't the entry's own": (
+        r"^cmp qword ptr gs:", lambda c: c[:-4] + (0x501000).to_bytes(4, "little"), "no check",
+    ),
+    "a page's middle": (r"^cmp qword ptr gs:", lambda c: c[:-4] + (0x500040).to_bytes(4, "little"), "no check"),
+    "the entry beside its own": (
+        r"^cmp qword ptr gs:",
+        lambda c: c[:-8] + (int.from_bytes(c[-8:-4], "little") + 8).to_bytes(4, "little") + c[-4:], "no check",
+    ),
+    "an access beyond the page": (
+        r"^mov rbx, qword ptr \[r10", lambda c: c[:-4] + (0x500FF9).to_bytes(4, "little"), "were checked",
+    ),
+    "a system call": (r"^mov rax, qword ptr \[rdi", lambda c: b"\x0f\x05", "no use for"),
+    "an access past the check": (r"^mov rax, qword ptr \[rdi", lambda c: b"\x48\x8b\x00", "no check"),
+    "another base than what was checked": (r"^mov rax, qword ptr \[rdi", lambda c: b"\x4a\x8b\x04\x16", "no check"),
+    "a distance for an address": (r"^mov rax, qword ptr \[rdi", lambda c: b"\x49\x8b\x02", "no check"),
+    "a distance beside its base": (r"^mov rax, qword ptr \[rdi", lambda c: b"\x4a\x8b\x04\x57", "scaled"),
     "one at a fixed address": (r"^adc qword", lambda c: b"\x48\x8b\x05", "|"),
-    "a write by the stack pointer": (r"^mov rax, qword ptr \[r1[01]", lambda c: b"\x50", "no use for"),
-    "RET": (r"^mov rax, qword ptr \[r1[01]", lambda c: b"\xc3", "no use for"),
-    "HLT": (r"^mov rax, qword ptr \[r1[01]", lambda c: b"\xf4", "no use for"),
-    "STD": (r"^mov rax, qword ptr \[r1[01]", lambda c: b"\xfd", "no use for"),
+    "a write by the stack pointer": (r"^mov rax, qword ptr \[rdi", lambda c: b"\x50", "no use for"),
+    "RET": (r"^mov rax, qword ptr \[rdi", lambda c: b"\xc3", "no use for"),
+    "HLT": (r"^mov rax, qword ptr \[rdi", lambda c: b"\xf4", "no use for"),
+    "STD": (r"^mov rax, qword ptr \[rdi", lambda c: b"\xfd", "no use for"),
     "an indirect jump by a register": (r"^jmp qword", lambda c: b"\xff\xe0", "jump cache"),
     "an indirect jump by guest memory": (r"^jmp qword", lambda c: b"\xff\x20", "jump cache"),
     "a jump into the blue": (r"^jmp 0x", lambda c: b"\xe9\x00\x00\x00\x40", "nothing of this block"),
@@ -104,7 +119,7 @@ REFUSED = {
     "a store into the monitor's own": (
         r"^mov qword ptr gs:\[0x[0-9a-f]+\], r10", lambda c: c[:-4] + (0).to_bytes(4, "little"), "isn't for translated",
     ),
-    "another base of GS": (r"^mov rax, qword ptr \[r1[01]", lambda c: b"\x0f\x01\xf8", "no use for"),
+    "another base of GS": (r"^mov rax, qword ptr \[rdi", lambda c: b"\x0f\x01\xf8", "no use for"),
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import cython
 from cython.cimports.hostel.cpu.bt.cache import (
     SITE_ALIGNED,
     SITE_ATOMIC,
+    SITE_DISTANCE,
     SITE_EARLY,
     SITE_GREEDY,
     SITE_STACK,
@@ -14,10 +15,12 @@ from cython.cimports.hostel.cpu.bt.cache import (
 from cython.cimports.hostel.cpu.bt.decode import table
 from cython.cimports.hostel.cpu.bt.emit import (
     CC_A,
+    CC_NE,
     S1,
     S2,
     Code,
     away,
+    e4,
     gs_load,
     gs_op,
     gs_op_index,
@@ -46,6 +49,7 @@ from cython.cimports.hostel.cpu.bt.translation import (
     EA_XLAT,
     Address,
     Cold,
+    Operand,
     Translation,
     Window,
 )
@@ -162,21 +166,82 @@ def atomic(insn):
 
 
 def check_access(t, i, a, size, access):
-    """s1 + the result = host address of ``size`` bytes at ``a``, checked. The flags are kept; s2 is free after."""
+    """s1 = host address of ``size`` bytes at ``a``, checked. The flags are kept; s2 is free after."""
+    o: Operand
+    if _checked(t, i, a, size, access, False, cython.address(o)):
+        lea(cython.address(t.e), 8, S1, o.base, o.index, 0, o.disp)
+        t.in_s1 = -1
+
+
+def check_operand(t, i, a, size, access, o):
+    """``o`` = ``size`` bytes at ``a`` in the host's memory, checked; registers that it names must not change before it
+    is used. The flags are kept; s2 is free after."""
+    if not _checked(t, i, a, size, access, True, o):
+        o.base = S1
+        o.index = REG_NONE
+        o.disp = 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _operand(
+    t: cython.pointer(Translation), a: cython.pointer(Address), moved: int64_t, o: cython.pointer(Operand)
+) -> cython.void:  # fmt: skip
+    """The operand at ``a``, where s1 holds the distance of the host's page from the guest's and what isn't base or
+    displacement: the index, which has ``moved`` since, the segment's base, the page of a block of MODE_PIC."""
     e: cython.pointer(Code) = cython.address(t.e)
-    disp: cython.int = 0
-    w: cython.pointer(Window) = find_window(t, i, a, size, access, cython.address(disp))
+    disp: int64_t = a.disp + moved
+    o.base = S1
+    o.index = REG_NONE
+    if a.base < 16 and not away(a.base):
+        o.base = a.base
+        o.index = S1
+        if a.base == 4:
+            disp += t.moved
+    elif a.base < 16:
+        gs_load(e, S2, off.r[a.base])
+        lea(e, 8, S1, S1, S2, 0, 0)
+        t.in_s1 = -1
+    elif a.base == REG_RIP:
+        disp += cython.cast(int64_t, a.rip)
+        if t.pic:
+            disp -= cython.cast(int64_t, t.first_pc & ~cython.cast(uint64_t, 0xFFF))
+    if disp != cython.cast(int32_t, disp):
+        mov_ri(e, S2, cython.cast(uint64_t, disp))
+        lea(e, 8, S1, S1, S2, 0, 0)
+        t.in_s1 = -1
+        disp = 0
+    o.disp = cython.cast(cython.int, disp)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _checked(
+    t: cython.pointer(Translation), i: cython.int, a: cython.pointer(Address), size: cython.int, access: cython.int,
+    distance: cython.bint, o: cython.pointer(Operand),
+) -> cython.bint:  # fmt: skip
+    """Check ``size`` bytes at ``a``. True: they are ``o``, by their page's distance, if a window has them or
+    ``distance`` says that it may be; False: s1 = the host's address."""
+    e: cython.pointer(Code) = cython.address(t.e)
+    w: cython.pointer(Window) = find_window(t, i, a, size, access)
     if w != cython.NULL:
         number: cython.int = cython.cast(cython.int, w - cython.address(t.windows[0]))
-        if t.in_s1 == number:
-            return disp
-        if w.kept:
+        moved: int64_t = 0
+        if t.in_s1 != number and w.kept:
             gs_load(e, S1, off.window + 8 * w.slot)
             t.in_s1 = number
-            return disp
+        if t.in_s1 == number:
+            if a.index < 16:
+                moved = t.values[i][a.index].offset - t.values[w.point][w.address.index].offset
+            _operand(t, a, moved << a.scale, o)
+            return True
     settle_stack(t)
     clobber(t, t.live[i])
-    address_to_s1(t, a)
+    distance = distance and not t.single and t.code64 and a.kind == EA_PLAIN and a.size == 8
+    if not (distance and is_fixed(t, a, size)):
+        address_to_s1(t, a)
     site: uint32_t = add_site(t.m, SK_MEM, t.insns[i].pc, t.block)
     s: cython.pointer(Site) = cython.address(t.m.sites[site])
     s.size = cython.cast(uint16_t, size)
@@ -192,9 +257,11 @@ def check_access(t, i, a, size, access):
         mov_site(e, S2, site)
         jmp_to(e, t.m.leave_site_mem)
         s.check = cython.cast(uint8_t, e.p - (t.m.code + s.host))
-        return 0
-    _look_up(t, a, site, size, access, COLD_MEM)
-    return 0
+        return False
+    _look_up(t, a, site, size, access, COLD_MEM, distance)
+    if distance:
+        _operand(t, a, 0, o)
+    return distance
 
 
 def check_windows(t, i):
@@ -206,7 +273,8 @@ def check_windows(t, i):
         if w.point != i:
             continue
         clobber(t, t.live[i])
-        address_to_s1(t, cython.address(w.address))
+        if not is_fixed(t, cython.address(w.address), w.span):
+            address_to_s1(t, cython.address(w.address))
         site: uint32_t = add_site(t.m, SK_MEM, t.insns[i].pc, t.block)
         s: cython.pointer(Site) = cython.address(t.m.sites[site])
         s.size = cython.cast(uint16_t, w.size)
@@ -220,7 +288,7 @@ def check_windows(t, i):
         if w.first != i or w.second or table[t.insns[i].op].flags & O_ALIGNED:
             s.extra |= SITE_EARLY
         s.host = cython.cast(uint32_t, e.p - t.m.code)
-        _look_up(t, cython.address(w.address), site, w.span, w.access, COLD_WINDOW)
+        _look_up(t, cython.address(w.address), site, w.span, w.access, COLD_WINDOW, True)
         w.kept = disturbed(t, k)
         if w.kept:
             gs_store(e, off.window + 8 * w.slot, S1)
@@ -232,37 +300,89 @@ def check_windows(t, i):
 @cython.exceptval(check=False)
 def _look_up(
     t: cython.pointer(Translation), a: cython.pointer(Address), site: uint32_t, size: cython.int, access: cython.int,
-    kind: cython.int,
+    kind: cython.int, distance: cython.bint,
 ) -> cython.void:  # fmt: skip
-    """s1: from a linear address to the host's. The monitor may have it repeated, or go on behind it."""
+    """s1: from a linear address to the host's, or to the ``distance`` of the host's page from the guest's: an access
+    need not wait for the check then, only for the entry. The monitor may have it repeated, or go on behind it."""
     e: cython.pointer(Code) = cython.address(t.e)
     start: cython.pointer(uint8_t) = e.p
     tags: uint32_t = off.tag_r[t.table] if access == ACCESS_READ else off.tag_w[t.table]
-    page: uint32_t = off.page[t.table]
+    distances: uint32_t = off.distance[t.table]
     plain: cython.bint = t.code64 and a.kind == EA_PLAIN and a.size == 8 and a.seg != FS and a.seg != GS
-    constant: cython.bint = plain and a.index == REG_NONE and (a.base == REG_NONE or (a.base == REG_RIP and not t.pic))
-    index: uint32_t
+    constant: cython.bint = _is_constant(t, a)
+    fixed: cython.bint = distance and is_fixed(t, a, size)
+    index: uint32_t = 0
     if constant:
-        index = cython.cast(uint32_t, (a.disp + cython.cast(int64_t, a.rip if a.base == REG_RIP else 0)) >> 12)
-        index = 8 * (index & (TLB_SIZE - 1))
-        gs_op(e, 8, 0x33, S1, tags + index)
+        index = 8 * (cython.cast(uint32_t, _constant(a) >> 12) & (TLB_SIZE - 1))
     else:
         # where s1 is a copy of a register, that is there sooner
         copy: cython.bint = plain and a.base < 16 and not away(a.base) and a.index == REG_NONE and not a.disp
         _page_number(e, a.base if copy else S1)
-        gs_op_index(e, 0x33, S1, S2, tags)
-    op_ri(e, 8, 7, S1, 4096 - size)
+    if fixed:
+        t.in_s1 = -1
+        gs_op(e, 8, 0x81, 7, tags + index)  # cmp
+        e4(e, cython.cast(uint32_t, _constant(a) & ~cython.cast(int64_t, 0xFFF)))
+    else:
+        _entry(e, 0x33, constant, tags + index)
+        op_ri(e, 8, 7, S1, 4096 - size)
     c: cython.pointer(Cold) = cython.address(t.cold[t.n_cold])
     t.n_cold += 1
     c.kind = kind
-    c.hole = jcc_hole(e, CC_A)
+    c.hole = jcc_hole(e, CC_NE if fixed else CC_A)
     c.address = a[0]
     c.site = site
-    if constant:
-        gs_op(e, 8, 0x03, S1, page + index)
+    if distance:
+        _entry(e, 0x8B, constant, distances + index)
+        t.m.sites[site].extra |= SITE_DISTANCE
     else:
-        gs_op_index(e, 0x03, S1, S2, page)
+        _entry(e, 0x33, constant, tags + index)
+        _entry(e, 0x03, constant, distances + index)
     t.m.sites[site].check = cython.cast(uint8_t, e.p - start)
+    if distance:
+        if a.seg == FS or a.seg == GS:
+            gs_op(e, 8, 0x03, S1, off.seg_base[a.seg])
+        if a.base == REG_RIP and t.pic:
+            gs_op(e, 8, 0x03, S1, off.pc_page)
+        if a.index < 16 and away(a.index):
+            gs_load(e, S2, off.r[a.index])
+            lea(e, 8, S1, S1, S2, a.scale, 0)
+        elif a.index < 16:
+            lea(e, 8, S1, S1, a.index, a.scale, 0)
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _is_constant(t: cython.pointer(Translation), a: cython.pointer(Address)) -> cython.bint:
+    """Whether the linear address is known, 64-bit code's only."""
+    known: cython.bint = a.index == REG_NONE and (a.base == REG_NONE or (a.base == REG_RIP and not t.pic))
+    return known and t.code64 and a.kind == EA_PLAIN and a.size == 8 and a.seg != FS and a.seg != GS
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _constant(a: cython.pointer(Address)) -> int64_t:
+    return a.disp + cython.cast(int64_t, a.rip if a.base == REG_RIP else 0)
+
+
+def is_fixed(t, a, size):
+    """Whether ``size`` bytes at ``a`` lie in one page that is known, and that an instruction can be compared with."""
+    at: int64_t = _constant(a)
+    return _is_constant(t, a) and (at & 0xFFF) + size <= 4096 and at == cython.cast(int32_t, at)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _entry(e: cython.pointer(Code), opcode: cython.int, constant: cython.bint, offset: uint32_t) -> cython.void:
+    """s1 op the TLB's entry: by s2, or a ``constant`` one."""
+    if constant:
+        gs_op(e, 8, opcode, S1, offset)
+    else:
+        gs_op_index(e, opcode, S1, S2, offset)
 
 
 @cython.cfunc
@@ -274,12 +394,12 @@ def _page_number(e: cython.pointer(Code), r: cython.int) -> cython.void:
     shift_ri(e, 4, 5, S2, 12)
 
 
-def load(e, size, host, disp):
-    """host := zero-extended [s1 + disp] of 2, 4 or 8 bytes."""
+def load(e, size, host, o):
+    """host := zero-extended operand of 2, 4 or 8 bytes."""
     if size == 2:
-        op_mem(e, 0, 4, 0x1B7, host, S1, disp)
+        op_mem(e, 4, 0x1B7, host, o.base, o.index, o.disp)
     else:
-        op_mem(e, 0, size, 0x8B, host, S1, disp)
+        op_mem(e, size, 0x8B, host, o.base, o.index, o.disp)
 
 
 def write_reg(e, size, r, host):

@@ -63,6 +63,7 @@ cdef enum:                       # Site.extra of SK_MEM
     SITE_STACK = 8               # relative to SS: #SS, where others get #GP
     SITE_EARLY = 16              # a window's check before the instruction that needs it: no reason for an exception
     SITE_GREEDY = 32             # a window's that asks to write what a branch may spare
+    SITE_DISTANCE = 64           # behind the check s1 is the host's address less the guest's
 
 cdef enum:                       # Site.extra of SK_POLL
     POLL_PAUSE = 1               # nobody kicked: PAUSE
@@ -156,7 +157,8 @@ cdef struct Cache:
     uint8_t* leave_site_mem      # the same for blocks: the site is in s2
     uint8_t* leave_site_host
     uint8_t* miss                # the same when flags are put away
-    uint8_t* second_tlb[6]       # a miss in a TLB, site in s2: look in the second one; 2 * table + (1 for writes)
+    uint8_t* second_tlb[12]      # a miss in a TLB, site in s2: look in the second one; 2 * table + (1 for writes), 6 more
+                                 # for SITE_DISTANCE
     uint8_t* look_up             # leave to find the block of the address in s1
     uint8_t* fx_save
     uint8_t* fx_read             # the same, but the registers stay the guest's

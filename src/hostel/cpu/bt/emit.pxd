@@ -44,8 +44,8 @@ cdef void mov_rr32(Code* e, int dst, int src) noexcept nogil
 cdef void mov_ri(Code* e, int dst, uint64_t value) noexcept nogil
 cdef void mov_site(Code* e, int dst, uint32_t site) noexcept nogil
 cdef void lea(Code* e, int size, int dst, int base, int index, int scale, int64_t disp) noexcept nogil
-cdef void memory_field(Code* e, int reg, int base, int disp) noexcept nogil
-cdef void op_mem(Code* e, int prefix, int w, int opcode, int reg, int base, int disp) noexcept nogil
+cdef void memory_field(Code* e, int reg, int base, int index, int scale, int64_t disp) noexcept nogil
+cdef void op_mem(Code* e, int w, int opcode, int reg, int base, int index, int disp) noexcept nogil
 cdef void op_rr(Code* e, int w, int opcode, int reg, int rm) noexcept nogil
 cdef void op_ri(Code* e, int w, int digit, int rm, int32_t imm) noexcept nogil
 cdef void shift_ri(Code* e, int w, int digit, int rm, int count) noexcept nogil
@@ -56,4 +56,4 @@ cdef uint8_t* jcc_hole(Code* e, int cc) noexcept nogil
 cdef void fill_hole(uint8_t* hole, uint8_t* target) noexcept nogil
 cdef void align_link(Code* e, int opcode_bytes) noexcept nogil
 cdef void nops(Code* e, int count) noexcept nogil
-cdef void native(Code* e, const Insn* insn, const OpInfo* info, int reg, int rm, int vvvv, bint memory, int disp) noexcept nogil
+cdef void native(Code* e, const Insn* insn, const OpInfo* info, int reg, int rm, int vvvv, bint memory, int index, int disp) noexcept nogil

@@ -102,32 +102,40 @@ def shift_ri(e, w, digit, rm, count):
     e1(e, count)
 
 
-def memory_field(e, reg, base, disp):
-    """The ModRM byte of [base + disp], and the displacement; base is not rsp, rbp, r12 or r13."""
-    modrm: cython.int = (reg & 7) << 3 | (base & 7)
-    if disp == 0:
-        e1(e, modrm)
+def memory_field(e, reg, base, index, scale, disp):
+    """ModRM, SIB and displacement of [base + index<<scale + disp]; index may be 16 for none."""
+    r: cython.int = (reg & 7) << 3
+    mod: cython.int
+    if disp == 0 and (base & 7) != 5:
+        mod = 0
     elif -128 <= disp <= 127:
-        e1(e, 0x40 | modrm)
-        e1(e, disp & 0xFF)
+        mod = 0x40
     else:
-        e1(e, 0x80 | modrm)
+        mod = 0x80
+    if index < 16 or (base & 7) == 4:
+        e1(e, mod | r | 4)
+        e1(e, scale << 6 | ((index & 7) << 3 if index < 16 else 0x20) | (base & 7))
+    else:
+        e1(e, mod | r | (base & 7))
+    if mod == 0x40:
+        e1(e, cython.cast(cython.int, disp & 0xFF))
+    elif mod == 0x80:
         e4(e, cython.cast(uint32_t, disp))
 
 
-def op_mem(e, prefix, w, opcode, reg, base, disp):
-    """op reg, [base + disp]; base as in memory_field. w: 1, 2, 4, 8 bytes (1 only with a REX-safe reg)."""
-    if prefix:
-        e1(e, prefix)
+def op_mem(e, w, opcode, reg, base, index, disp):
+    """op reg, [base + index + disp]; index may be 16 for none. w: 1, 2, 4, 8 bytes (1 only with a REX-safe reg)."""
     if w == 2:
         e1(e, 0x66)
     rex: cython.int = (8 if w == 8 else 0) | (4 if reg & 8 else 0) | (1 if base & 8 else 0)
+    if index < 16 and index & 8:
+        rex |= 2
     if rex or w == 1:
         e1(e, 0x40 | rex)
     if opcode > 0xFF:
         e1(e, 0x0F)
     e1(e, opcode & 0xFF)
-    memory_field(e, reg, base, disp)
+    memory_field(e, reg, base, index, 0, disp)
 
 
 def mov_rr(e, dst, src):
@@ -191,22 +199,7 @@ def lea(e, size, dst, base, index, scale, disp):
         e1(e, scale << 6 | ((index & 7) << 3 if index < 16 else 0x20) | 5)
         e4(e, cython.cast(uint32_t, disp))
         return
-    mod: cython.int
-    if disp == 0 and (base & 7) != 5:
-        mod = 0
-    elif -128 <= disp <= 127:
-        mod = 0x40
-    else:
-        mod = 0x80
-    if index < 16 or (base & 7) == 4:
-        e1(e, mod | d | 4)
-        e1(e, scale << 6 | ((index & 7) << 3 if index < 16 else 0x20) | (base & 7))
-    else:
-        e1(e, mod | d | (base & 7))
-    if mod == 0x40:
-        e1(e, cython.cast(cython.int, disp & 0xFF))
-    elif mod == 0x80:
-        e4(e, cython.cast(uint32_t, disp))
+    memory_field(e, dst, base, index, scale, disp)
 
 
 def lea_rip(e, dst, target):
@@ -266,15 +259,16 @@ def nops(e, count):
         e1(e, 0x90)
 
 
-def native(e, insn, info, reg, rm, vvvv, memory, disp):
+def native(e, insn, info, reg, rm, vvvv, memory, index, disp):
     """The guest's own instruction with its register fields replaced.
 
-    ``reg``, ``rm``, ``vvvv``: host register numbers for the fields that exist. ``memory``: the operand is [rm + disp],
-    where rm is a base register other than rsp, rbp, r12, r13.
+    ``reg``, ``rm``, ``vvvv``: host register numbers for the fields that exist. ``memory``: the operand is [rm + index +
+    disp]; index may be 16 for none.
     """
+    indexed: cython.bint = memory and index < 16 and index & 8
     if insn.prefixes & P_VEX:
         e1(e, 0xC4)
-        e1(e, (0 if reg & 8 else 0x80) | 0x40 | (0 if rm & 8 else 0x20) | insn.opmap)
+        e1(e, (0 if reg & 8 else 0x80) | (0 if indexed else 0x40) | (0 if rm & 8 else 0x20) | insn.opmap)
         e1(e, (0x80 if insn.rex & 8 else 0) | (~vvvv & 15) << 3 | insn.vex_l << 2 | insn.vex_pp)
     else:
         if insn.prefixes & P_LOCK:
@@ -290,6 +284,8 @@ def native(e, insn, info, reg, rm, vvvv, memory, disp):
             rex |= 4
         if rm & 8:
             rex |= 1
+        if indexed:
+            rex |= 2
         if rex or insn.prefixes & P_REX:
             e1(e, 0x40 | rex)
         if insn.opmap:
@@ -307,7 +303,7 @@ def native(e, insn, info, reg, rm, vvvv, memory, disp):
                 opcode = 0x8B
         e1(e, opcode)
         if memory:
-            memory_field(e, reg, rm, disp)
+            memory_field(e, reg, rm, index, 0, disp)
         else:
             e1(e, 0xC0 | (reg & 7) << 3 | (rm & 7))
     elif info.flags & O_OPREG:

@@ -114,25 +114,25 @@ def gen_string(t, i):
         if which == 0xA4 or which == 0xA6 or which == 0xAC:
             string_access(t, i, 6, insn.seg, size, ACCESS_READ)
             if which == 0xAC:
-                op_mem(e, 0, size, 0x8A | op, 0, S1, 0)
+                op_mem(e, size, 0x8A | op, 0, S1, REG_NONE, 0)
             else:
-                op_mem(e, 0, size, 0x8A | op, S2, S1, 0)
+                op_mem(e, size, 0x8A | op, S2, S1, REG_NONE, 0)
                 gs_store(e, off.scratch + 16, S2)
         if which == 0xA4:
             string_access(t, i, 7, ES, size, ACCESS_WRITE)
             gs_load(e, S2, off.scratch + 16)
-            op_mem(e, 0, size, 0x88 | op, S2, S1, 0)
+            op_mem(e, size, 0x88 | op, S2, S1, REG_NONE, 0)
         elif which == 0xAA:
             string_access(t, i, 7, ES, size, ACCESS_WRITE)
-            op_mem(e, 0, size, 0x88 | op, 0, S1, 0)
+            op_mem(e, size, 0x88 | op, 0, S1, REG_NONE, 0)
         elif which == 0xA6:
             string_access(t, i, 7, ES, size, ACCESS_READ)
             gs_load(e, S2, off.scratch + 16)
-            op_mem(e, 0, size, 0x3A | op, S2, S1, 0)
+            op_mem(e, size, 0x3A | op, S2, S1, REG_NONE, 0)
             t.flags = FLAGS_HOST
         elif which == 0xAE:
             string_access(t, i, 7, ES, size, ACCESS_READ)
-            op_mem(e, 0, size, 0x3A | op, 0, S1, 0)
+            op_mem(e, size, 0x3A | op, 0, S1, REG_NONE, 0)
             t.flags = FLAGS_HOST
         if which != 0xAA and which != 0xAE:
             lea(e, 8, 6, 6, REG_NONE, 0, step)
@@ -197,7 +197,7 @@ def gen_pushf(t, i):
     stack_address(t, -8, cython.address(a))
     check_access(t, i, cython.address(a), 8, ACCESS_WRITE)
     gs_load(e, S2, off.scratch + 16)
-    op_mem(e, 0, 8, 0x89, S2, S1, 0)
+    op_mem(e, 8, 0x89, S2, S1, REG_NONE, 0)
     lea(e, 8, 4, 4, REG_NONE, 0, -8)
 
 

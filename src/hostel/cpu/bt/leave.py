@@ -1,8 +1,9 @@
 """Leaving a block: direct and indirect jumps, polls, sites, and the cold code behind a block."""
 
 import cython
-from cython.cimports.hostel.cpu.bt.address import address_to_s1, guest_pc
+from cython.cimports.hostel.cpu.bt.address import address_to_s1, guest_pc, is_fixed
 from cython.cimports.hostel.cpu.bt.cache import (
+    SITE_DISTANCE,
     SK_LINK,
     SK_PLAIN,
     SK_POLL,
@@ -69,7 +70,7 @@ def poll(t, kind, pc, reg):
         t.in_s1 = -1
     gs_load(e, reg, off.poll)
     add_fault(t.m, e.p, add_site(t.m, kind, pc, t.block), t.flags == FLAGS_HOST)
-    op_mem(e, 0, 8, 0x8B, reg, reg, 0)
+    op_mem(e, 8, 0x8B, reg, reg, REG_NONE, 0)
 
 
 def cut(t, pc, opsize):
@@ -174,7 +175,7 @@ def look_up(t: cython.pointer(Translation), site: uint32_t) -> cython.void:
         jmp_to(e, t.m.leave_site_mem)
     else:
         t.m.behind[site] = s.host + s.check
-        jmp_to(e, t.m.second_tlb[2 * t.table + (access != ACCESS_READ)])
+        jmp_to(e, t.m.second_tlb[2 * t.table + (access != ACCESS_READ) + (6 if s.extra & SITE_DISTANCE else 0)])
 
 
 def cold_code(t):
@@ -185,7 +186,8 @@ def cold_code(t):
     while i < t.n_cold:
         c: cython.pointer(Cold) = cython.address(t.cold[i])
         fill_hole(c.hole, e.p)
-        if c.kind == COLD_MEM:
+        fixed: cython.bint = c.kind == COLD_WINDOW and is_fixed(t, cython.address(c.address), t.m.sites[c.site].span)
+        if c.kind == COLD_MEM or fixed:
             t.flags = FLAGS_MEM
             address_to_s1(t, cython.address(c.address))
             look_up(t, c.site)

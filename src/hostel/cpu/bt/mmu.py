@@ -434,12 +434,13 @@ def _enter(
         c.tlb_local_count[table] += 1
         c.tlb_listed[table][index] = cython.cast(uint8_t, listed | 1)
     c.tlb_is_global[table][index] = is_global
-    c.page[table][index] = cython.cast(uint64_t, slot.host) + (page << 12)
+    host: uint64_t = cython.cast(uint64_t, slot.host) + (page << 12)
+    c.distance[table][index] = host - va
     c.tag_r[table][index] = va
     c.tag_w[table][index] = va if direct else empty_tag(index)
     k: cython.int = second_index(va)  # noqa: F821, ours, inline in the .pxd
     c.second_va[k] = va
-    c.second_page[k] = c.page[table][index]
+    c.second_page[k] = host
     c.second_read[k] = c.tlb_key[table]
     c.second_write[k] = c.tlb_key[table] if direct else 0
     if direct:
@@ -462,7 +463,7 @@ def lookup(c, va, access, table, host, gpa):
     index: cython.int = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
     base: uint64_t = va & ~0xFFF
     if (c.tag_w[table][index] if write else c.tag_r[table][index]) == base:
-        host[0] = cython.cast(cython.pointer(uint8_t), c.page[table][index] + (va & 0xFFF))
+        host[0] = cython.cast(cython.pointer(uint8_t), c.distance[table][index] + va)
         return 0
     c.n_tlb_miss += 1
     if walk(c, va, access, table, gpa, cython.address(size_log2), cython.address(attr)) != 0:
@@ -576,7 +577,7 @@ def read_table(c, va, buffer, size, table):
             n = size
         index = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
         if c.tag_r[table][index] == va & ~0xFFF:
-            host = cython.cast(cython.pointer(uint8_t), c.page[table][index] + (va & 0xFFF))
+            host = cython.cast(cython.pointer(uint8_t), c.distance[table][index] + va)
         elif lookup(c, va, ACCESS_READ, table, cython.address(host), cython.address(gpa)) != 0:
             return -1
         if host == cython.NULL:
@@ -1057,7 +1058,7 @@ def _protect_listed(
     found: cython.bint = False
     for i in range(count):
         k = listed[i]
-        if c.page[table][k] == page and c.tag_w[table][k] != empty_tag(k):
+        if c.tag_w[table][k] + c.distance[table][k] == page and c.tag_w[table][k] != empty_tag(k):
             c.tag_w[table][k] = empty_tag(k)
             found = True
     return found

@@ -139,6 +139,7 @@ cdef class BtVcpu(Vcpu):
     cdef int follow(self) noexcept nogil
     cdef int handle(self) noexcept nogil
     cdef int memory_access(self) noexcept nogil
+    cdef int behind(self, uint8_t* host) noexcept nogil
     cdef int window_access(self) noexcept nogil
     cdef int plainly(self) noexcept nogil
     cdef int staged(self) noexcept nogil

@@ -29,6 +29,7 @@ from cython.cimports.hostel.cpu.bt.cache import (
     POLL_PAUSE,
     SITE_ALIGNED,
     SITE_ATOMIC,
+    SITE_DISTANCE,
     SITE_EARLY,
     SITE_GREEDY,
     SITE_STACK,
@@ -499,7 +500,7 @@ class BtEngine:
             places = {
                 "leave_mem": m.leave_site_mem - m.code, "leave_host": m.leave_site_host - m.code,
                 "miss": m.miss - m.code, "look_up": m.look_up - m.code,
-                "second_tlb": [m.second_tlb[i] - m.code for i in range(6)],
+                "second_tlb": [m.second_tlb[i] - m.code for i in range(12)],
             }  # fmt: skip
             sizes = {"tlb": TLB_SIZE, "jump": JUMP_SIZE}
             self.layout = verifier.Layout(stub_layout(), places, sizes)
@@ -1293,9 +1294,7 @@ class BtVcpu(Vcpu):
             if self.block.mode & MODE_DEBUG:
                 self.watch(va, s.size, s.access)
                 if host != cython.NULL:
-                    c.target = cython.cast(uint64_t, host)
-                    c.host_pc = text(m, m.code + s.host + s.check)
-                    return GO_RESUME
+                    return self.behind(host)
             if host != cython.NULL:
                 c.host_pc = text(m, m.code + s.host)
                 return GO_RESUME
@@ -1306,9 +1305,7 @@ class BtVcpu(Vcpu):
                     if m.generation != self.generation or m.blocks[s.block].dead:
                         return self.alone()
                 slot.dirty[(gpa - slot.gpa) >> 12] = 1
-                c.target = cython.cast(uint64_t, slot.host + (gpa - slot.gpa))
-                c.host_pc = text(m, m.code + s.host + s.check)
-                return GO_RESUME
+                return self.behind(slot.host + (gpa - slot.gpa))
             devices = slot == cython.NULL
         if (devices or s.access != ACCESS_READ or s.extra & SITE_STRING) and not alone:
             if s.extra & SITE_ATOMIC and m.n_vcpus > 1 and not self.held:
@@ -1316,6 +1313,14 @@ class BtVcpu(Vcpu):
                 self.hold()
             return self.alone()
         return self.staged()
+
+    def behind(self, host):
+        """Go on behind the check, with that address for the operand."""
+        c: cython.pointer(VCpu) = self.c
+        s: cython.pointer(Site) = cython.address(self.site)
+        c.target = cython.cast(uint64_t, host) - (c.target if s.extra & SITE_DISTANCE else 0)
+        c.host_pc = text(self.m, self.m.code + s.host + s.check)
+        return GO_RESUME
 
     def window_access(self):
         """A window that isn't all there: make it so, or go on without windows (windows.py)."""
@@ -1385,9 +1390,7 @@ class BtVcpu(Vcpu):
         if s.access != ACCESS_READ:
             c.stage_va = va
             c.stage_size = s.size
-        c.target = cython.cast(uint64_t, to)
-        c.host_pc = text(self.m, self.m.code + s.host + s.check)
-        return GO_RESUME
+        return self.behind(to)
 
     def breakpoint(self, linear):
         """Instruction breakpoints at c.rip (SDM vol. 3, 18.3.1.1): True with #DB pending. RF holds them off once."""

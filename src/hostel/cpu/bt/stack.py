@@ -3,6 +3,7 @@
 import cython
 from cython.cimports.hostel.cpu.bt.address import (
     check_access,
+    check_operand,
     guest_pc,
     guest_reg_to,
     load,
@@ -28,7 +29,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
 from cython.cimports.hostel.cpu.bt.insn import REG_NONE, Insn
 from cython.cimports.hostel.cpu.bt.leave import cut, exit_s1
 from cython.cimports.hostel.cpu.bt.stubs import off
-from cython.cimports.hostel.cpu.bt.translation import Address
+from cython.cimports.hostel.cpu.bt.translation import Address, Operand
 from cython.cimports.hostel.cpu.bt.vcpu import ACCESS_READ, ACCESS_WRITE
 from cython.cimports.libc.stdint import int32_t, int64_t, uint32_t
 
@@ -49,14 +50,15 @@ def push_value(t, i, size, source, imm):
     """Push host register `source` (not s1), guest r10/r11 by number, or a constant: an immediate, or code's address."""
     e: cython.pointer(Code) = cython.address(t.e)
     a: Address
+    o: Operand
     stack_address(t, -size, cython.address(a))
-    disp: cython.int = check_access(t, i, cython.address(a), size, ACCESS_WRITE)
+    check_operand(t, i, cython.address(a), size, ACCESS_WRITE, cython.address(o))
     if source == PUSH_PC and t.pic:
         guest_pc(t, S2, imm)
-        op_mem(e, 0, size, 0x89, S2, S1, disp)
+        op_mem(e, size, 0x89, S2, o.base, o.index, o.disp)
     elif source < 0:
         if size != 8 or fits32(imm):
-            op_mem(e, 0, size, 0xC7, 0, S1, disp)
+            op_mem(e, size, 0xC7, 0, o.base, o.index, o.disp)
             if size == 2:
                 e1(e, cython.cast(cython.int, imm & 0xFF))
                 e1(e, cython.cast(cython.int, imm >> 8 & 0xFF))
@@ -64,12 +66,12 @@ def push_value(t, i, size, source, imm):
                 e4(e, cython.cast(uint32_t, imm))
         else:
             mov_ri(e, S2, imm)
-            op_mem(e, 0, size, 0x89, S2, S1, disp)
+            op_mem(e, size, 0x89, S2, o.base, o.index, o.disp)
     else:
         if away(source):
             gs_load(e, S2, off.r[source])
             source = S2
-        op_mem(e, 0, size, 0x89, source, S1, disp)
+        op_mem(e, size, 0x89, source, o.base, o.index, o.disp)
     move_stack(t, -size)
 
 
@@ -81,16 +83,16 @@ def gen_push(t, i):
     insn: cython.pointer(Insn) = cython.address(t.insns[i])
     e: cython.pointer(Code) = cython.address(t.e)
     a: Address
-    disp: cython.int
+    o: Operand
     if insn.has_modrm and insn.mod != 3:
         operand_address(t, insn, cython.address(a))
-        disp = check_access(t, i, cython.address(a), insn.opsize, ACCESS_READ)
-        load(e, insn.opsize, S2, disp)
+        check_operand(t, i, cython.address(a), insn.opsize, ACCESS_READ, cython.address(o))
+        load(e, insn.opsize, S2, cython.address(o))
         gs_store(e, off.scratch + 16, S2)
         stack_address(t, -cython.cast(int64_t, insn.opsize), cython.address(a))
-        disp = check_access(t, i, cython.address(a), insn.opsize, ACCESS_WRITE)
+        check_operand(t, i, cython.address(a), insn.opsize, ACCESS_WRITE, cython.address(o))
         gs_load(e, S2, off.scratch + 16)
-        op_mem(e, 0, insn.opsize, 0x89, S2, S1, disp)
+        op_mem(e, insn.opsize, 0x89, S2, o.base, o.index, o.disp)
         move_stack(t, -cython.cast(int64_t, insn.opsize))
     elif insn.imm_size:
         push_value(t, i, insn.opsize, PUSH_IMM, insn.imm)
@@ -102,34 +104,35 @@ def gen_pop(t, i):
     insn: cython.pointer(Insn) = cython.address(t.insns[i])
     e: cython.pointer(Code) = cython.address(t.e)
     size: cython.int = insn.opsize
+    memory: cython.bint = insn.has_modrm and insn.mod != 3
     a: Address
+    o: Operand
     stack_address(t, 0, cython.address(a))
-    disp: cython.int = check_access(t, i, cython.address(a), size, ACCESS_READ)
-    if insn.has_modrm and insn.mod != 3:
-        load(e, size, S2, disp)
+    if not memory and insn.rm == 4:
+        check_access(t, i, cython.address(a), size, ACCESS_READ)
+        lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
+        op_mem(e, size, 0x8B, 4, S1, REG_NONE, 0)
+        return
+    check_operand(t, i, cython.address(a), size, ACCESS_READ, cython.address(o))
+    if memory:
+        load(e, size, S2, cython.address(o))
         gs_store(e, off.scratch + 16, S2)
         operand_address(t, insn, cython.address(a))
         if a.base == 4:  # the address is computed after rsp moved (SDM, POP)
             a.disp += size
-        disp = check_access(t, i, cython.address(a), size, ACCESS_WRITE)
+        check_operand(t, i, cython.address(a), size, ACCESS_WRITE, cython.address(o))
         gs_load(e, S2, off.scratch + 16)
-        op_mem(e, 0, size, 0x89, S2, S1, disp)
-        move_stack(t, size)
-        return
-    if insn.rm == 4:
-        lea(e, t.stack_size, 4, 4, REG_NONE, 0, size)
-        op_mem(e, 0, size, 0x8B, 4, S1, disp)
+        op_mem(e, size, 0x89, S2, o.base, o.index, o.disp)
     elif away(insn.rm):
-        op_mem(e, 0, size, 0x8B, S1, S1, disp)
+        op_mem(e, size, 0x8B, S1, o.base, o.index, o.disp)
         t.in_s1 = -1
         if size == 2:
             gs_op(e, 2, 0x89, S1, off.r[insn.rm])
         else:
             gs_store(e, off.r[insn.rm], S1)
-        move_stack(t, size)
     else:
-        op_mem(e, 0, size, 0x8B, insn.rm, S1, disp)
-        move_stack(t, size)
+        op_mem(e, size, 0x8B, insn.rm, o.base, o.index, o.disp)
+    move_stack(t, size)
 
 
 def gen_indirect(t, i, call):
@@ -137,9 +140,11 @@ def gen_indirect(t, i, call):
     e: cython.pointer(Code) = cython.address(t.e)
     size: cython.int = insn.opsize
     a: Address
+    o: Operand
     if insn.mod != 3:
         operand_address(t, insn, cython.address(a))
-        load(e, size, S1, check_access(t, i, cython.address(a), size, ACCESS_READ))
+        check_operand(t, i, cython.address(a), size, ACCESS_READ, cython.address(o))
+        load(e, size, S1, cython.address(o))
         t.in_s1 = -1
     elif size == 8:
         guest_reg_to(e, insn.rm, S1)
@@ -163,8 +168,10 @@ def gen_ret(t, i):
     e: cython.pointer(Code) = cython.address(t.e)
     size: cython.int = insn.opsize
     a: Address
+    o: Operand
     stack_address(t, 0, cython.address(a))
-    load(e, size, S1, check_access(t, i, cython.address(a), size, ACCESS_READ))
+    check_operand(t, i, cython.address(a), size, ACCESS_READ, cython.address(o))
+    load(e, size, S1, cython.address(o))
     move_stack(t, size + cython.cast(int64_t, insn.imm if insn.imm_size else 0))
     settle_stack(t)
     exit_s1(t)

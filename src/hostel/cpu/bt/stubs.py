@@ -30,6 +30,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     shift_ri,
 )
 from cython.cimports.hostel.cpu.bt.flags import emit_save_flags
+from cython.cimports.hostel.cpu.bt.insn import REG_NONE
 from cython.cimports.hostel.cpu.bt.system import feature_present
 from cython.cimports.hostel.cpu.bt.translation import SECOND_ROOM
 from cython.cimports.libc.stdint import uint8_t, uint32_t
@@ -49,7 +50,7 @@ def prepare(m, c):
     for i in range(3):
         off.tag_r[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.tag_r[i][0])) - base)
         off.tag_w[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.tag_w[i][0])) - base)
-        off.page[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.page[i][0])) - base)
+        off.distance[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.distance[i][0])) - base)
         off.jump_cache[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.jump_cache[i][0])) - base)
     off.poll = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.poll)) - base)
     off.pc_page = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.pc_page)) - base)
@@ -191,9 +192,9 @@ def prepare(m, c):
     gs_store_imm32(cython.address(e), off.site, 0)
     jmp_to(cython.address(e), m.leave_mem)
     align(cython.address(e), 16)
-    for i in range(6):
+    for i in range(12):
         m.second_tlb[i] = e.p
-        second_tlb(cython.address(e), m, i >> 1, i & 1)
+        second_tlb(cython.address(e), m, i % 6 >> 1, i & 1, i >= 6)
         align(cython.address(e), 16)
     # fxsave64 / fxrstor64 gs:[fx]; the host's own control words come back with the save
     m.fx_save = e.p
@@ -222,11 +223,11 @@ def prepare(m, c):
     m.start = e.p
 
 
-def second_tlb(e, m, tlb, write):
+def second_tlb(e, m, tlb, write, distance):
     """The address in s1 isn't in its TLB (or crosses a page), the site in s2 says whose it is: look in the second one.
 
-    The page found, go on behind the site's check, the host's address in s1. Those that start in a page's last 63 bytes
-    leave.
+    The page found, go on behind the site's check, the host's address or the ``distance`` to it in s1. Those that start
+    in a page's last 63 bytes leave.
     """
     gs_op(e, 4, 0x89, S2, off.site)
     gs_store(e, off.target, S1)
@@ -243,10 +244,12 @@ def second_tlb(e, m, tlb, write):
     op_ri(e, 8, 7, S1, 4096 - SECOND_ROOM)
     other: cython.pointer(uint8_t) = jcc_hole(e, CC_A)
     gs_op_index(e, 0x03, S1, S2, off.second_page)
+    if distance:
+        gs_op(e, 8, 0x2B, S1, off.target)
     gs_op(e, 4, 0x8B, S2, off.site)
     shift_ri(e, 8, 4, S2, 2)
     gs_op(e, 8, 0x03, S2, off.behind)
-    op_mem(e, 0, 4, 0x8B, S2, S2, 0)
+    op_mem(e, 4, 0x8B, S2, S2, REG_NONE, 0)
     gs_op(e, 8, 0x03, S2, off.code_run)
     op_rr(e, 4, 0xFF, 4, S2)
     fill_hole(wrong, e.p)
@@ -358,7 +361,7 @@ def fields() -> dict:
     for i in range(3):
         names[off.tag_r[i]] = f"tag_r[{tables[i]}]"
         names[off.tag_w[i]] = f"tag_w[{tables[i]}]"
-        names[off.page[i]] = f"page[{tables[i]}]"
+        names[off.distance[i]] = f"distance[{tables[i]}]"
         names[off.jump_cache[i]] = f"jump_cache[{tables[i]}]"
     names |= {off.poll: "poll", off.flags_saved: "flags_saved", off.site: "site", off.target: "target"}
     names |= {off.host_pc: "host_pc", off.mode: "mode", off.n_insns: "n_insns"}
@@ -374,8 +377,9 @@ def stub_names(m_address: cython.size_t) -> dict:
         m.look_up - m.code: "look_up",
     }  # fmt: skip
     tables = ("user", "kernel", "kernel_ac")
-    for i in range(6):
-        names[m.second_tlb[i] - m.code] = f"second_tlb[{tables[i >> 1]}, {'write' if i & 1 else 'read'}]"
+    for i in range(12):
+        what = f"{tables[i % 6 >> 1]}, {'write' if i & 1 else 'read'}{', distance' if i >= 6 else ''}"
+        names[m.second_tlb[i] - m.code] = f"second_tlb[{what}]"
     return names
 
 

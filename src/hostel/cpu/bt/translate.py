@@ -28,6 +28,7 @@ the read faults. The site that belongs to the faulting host instruction tells wh
 import cython
 from cython.cimports.hostel.cpu.bt.address import (
     check_access,
+    check_operand,
     check_windows,
     guest_pc,
     guest_reg,
@@ -197,6 +198,7 @@ from cython.cimports.hostel.cpu.bt.translation import (
     MAX_INSNS,
     MAX_LOOP,
     Address,
+    Operand,
     Translation,
 )
 from cython.cimports.hostel.cpu.bt.vcpu import (
@@ -290,6 +292,7 @@ def gen_native(t, i):
     vvvv: cython.int = insn.vvvv
     memory: cython.bint = insn.has_modrm and insn.mod != 3
     a: Address
+    o: Operand
     if not memory:
         before_op(t, i)
         # r10 and r11 come to the host registers of the same name: the encoding need not change
@@ -303,7 +306,7 @@ def gen_native(t, i):
         upper: cython.bint = not t.code64 and insn.prefixes & P_VEX and insn.opmap == 1 and insn.opcode == 0x77
         if upper:  # VZEROUPPER, VZEROALL leave ymm8 to 15 alone
             vectors(e, True, 8)
-        native(e, insn, info, reg, rm, vvvv, False, 0)
+        native(e, insn, info, reg, rm, vvvv, False, REG_NONE, 0)
         if upper:
             vectors(e, False, 8)
         after_op(t, i)
@@ -315,17 +318,19 @@ def gen_native(t, i):
         return
     operand_address(t, insn, cython.address(a))
     access: cython.int = ACCESS_READ if info.mem == M_READ else ACCESS_WRITE if info.mem == M_WRITE else ACCESS_RW
-    disp: cython.int = check_access(t, i, cython.address(a), memory_size(insn, info), access)
-    before_op(t, i)
     if info.reg_use & U_BYTE and not insn.prefixes & (P_REX | P_VEX) and 4 <= reg <= 7:
         # ah..bh can't be named beside s1: lend rdi
+        check_access(t, i, cython.address(a), memory_size(insn, info), access)
+        before_op(t, i)
         gs_store(e, off.scratch + 8, 7)
         mov_rr(e, 7, S1)
-        native(e, insn, info, reg, 7, 0, True, disp)
+        native(e, insn, info, reg, 7, 0, True, REG_NONE, 0)
         gs_load(e, 7, off.scratch + 8)
         after_op(t, i)
         return
-    # s1 holds the address; guest r10/r11 as other operands come to s2, a second one to a borrowed register
+    check_operand(t, i, cython.address(a), memory_size(insn, info), access, cython.address(o))
+    before_op(t, i)
+    # guest r10/r11 as other operands come to s2, a second one to a borrowed register
     borrowed: cython.int = -1
     hreg: cython.int = reg
     hv: cython.int = vvvv
@@ -337,7 +342,7 @@ def gen_native(t, i):
         if hreg == S2 and reg == vvvv:
             hv = S2
         elif hreg == S2 and info.reg_use:
-            borrowed = 6 if reg != 6 else 7
+            borrowed = 6 if o.base != 6 else 7
             gs_store(e, off.scratch + 8, borrowed)
             gs_load(e, borrowed, off.r[vvvv])
             hv = borrowed
@@ -346,7 +351,7 @@ def gen_native(t, i):
             gs_load(e, S2, off.r[vvvv])
     if may_fault(insn, info):
         note_fault(t, insn, info)
-    native(e, insn, info, hreg, S1, hv, True, disp)
+    native(e, insn, info, hreg, o.base, hv, True, o.index, o.disp)
     after_op(t, i)
     if info.reg_use & U_W and away(reg):
         gs_store(e, off.r[reg], hreg)
@@ -439,7 +444,7 @@ def gen_bt(t, i):
     guest_reg_to(e, insn.reg, S2)
     op_ri(e, 4, 4, S2, 8 * insn.opsize - 1)
     before_op(t, i)
-    native(e, insn, info, S2, S1, 0, True, 0)
+    native(e, insn, info, S2, S1, 0, True, REG_NONE, 0)
     after_op(t, i)
 
 
@@ -498,8 +503,8 @@ def generate(t, i):
     next_pc: uint64_t = insn.pc + insn.length
     target: uint64_t
     size: cython.int
-    disp: cython.int
     a: Address
+    o: Operand
     if vector >= 0:
         gen_raise(t, i, vector)
     elif kind == K_NATIVE or kind == K_FENCE:
@@ -559,21 +564,21 @@ def generate(t, i):
         size = insn.opsize
         stack_address(t, 0, cython.address(a))
         a.base = 5
-        disp = check_access(t, i, cython.address(a), size, ACCESS_READ)
+        check_operand(t, i, cython.address(a), size, ACCESS_READ, cython.address(o))
         lea(e, t.stack_size, 4, 5, REG_NONE, 0, size)
-        op_mem(e, 0, size, 0x8B, 5, S1, disp)
+        op_mem(e, size, 0x8B, 5, o.base, o.index, o.disp)
     elif kind == K_XLAT:
         operand_address(t, insn, cython.address(a))
         a.kind = EA_XLAT
         check_access(t, i, cython.address(a), 1, ACCESS_READ)
-        op_mem(e, 0, 1, 0x8A, 0, S1, 0)
+        op_mem(e, 1, 0x8A, 0, S1, REG_NONE, 0)
     elif kind == K_MOV_MOFFS:
         operand_address(t, insn, cython.address(a))
         a.base = REG_NONE
         a.index = REG_NONE
         size = insn.opsize if insn.opcode & 1 else 1
-        disp = check_access(t, i, cython.address(a), size, ACCESS_WRITE if insn.opcode & 2 else ACCESS_READ)
-        op_mem(e, 0, size, (0x88 if insn.opcode & 2 else 0x8A) | (insn.opcode & 1), 0, S1, disp)
+        check_access(t, i, cython.address(a), size, ACCESS_WRITE if insn.opcode & 2 else ACCESS_READ)
+        op_mem(e, size, (0x88 if insn.opcode & 2 else 0x8A) | (insn.opcode & 1), 0, S1, REG_NONE, 0)
     elif kind == K_SHORT32:
         before_op(t, i)
         op_rr(e, insn.opsize, 0xFF, insn.opcode >> 3 & 1, insn.rm)

@@ -36,6 +36,12 @@ cdef struct Address:
     uint8_t bit_reg
     uint8_t opsize
 
+# An operand in the host's memory: [base + index + disp].
+cdef struct Operand:
+    int base
+    int index                    # REG_NONE: none
+    int disp
+
 # What a register holds, for windows: a value that the block found or computed, plus a constant.
 cdef struct Value:
     uint32_t number              # 0: none (no register)
@@ -57,7 +63,7 @@ cdef struct Window:
     int point                    # checked before that instruction
     int first                    # first and last instruction that use it
     int last
-    int slot                     # number in VCpu.window, where its host address is kept
+    int slot                     # number in VCpu.window, where what s1 had is kept (address._operand)
     int span                     # bytes
     int access
     int delta                    # the first access: from the window's start, its bytes, its kind
@@ -66,7 +72,7 @@ cdef struct Window:
     bint second                  # it is its instruction's second: what the first raises comes first
     bint greedy                  # a write in it may be spared by a branch
     bint stack
-    bint kept                    # its host address is put into VCpu.window, as s1 is used for other things in between
+    bint kept                    # that is so, as s1 is used for other things in between
 
 cdef enum:
     COLD_WINDOW = 5              # a window's check that failed
@@ -102,7 +108,7 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t window
     uint32_t tag_r[3]
     uint32_t tag_w[3]
-    uint32_t page[3]
+    uint32_t distance[3]
     uint32_t jump_cache[3]
     uint32_t jump_pc
     uint32_t tsc_offset
@@ -163,7 +169,7 @@ cdef struct Translation:         # one block in the making
     int n_windows
     bint polled                  # what has been translated so far polls
     int64_t moved                # what the guest's rsp is to be moved by before anything looks at it
-    int in_s1                    # the window whose host address is in s1, or -1
+    int in_s1                    # the window that s1 is ready for, or -1
     Cold cold[MAX_COLD]
     int n_cold
     bint done                    # control does not flow past the last instruction

@@ -122,7 +122,7 @@ cdef struct VCpu:
     uint64_t pc_page                    # in blocks of MODE_PIC: the address at which the page of the block's start lies
     uint64_t flags_saved                # translated code: lahf/seto form, ax
     uint64_t scratch[8]                 # translated code: spilled registers
-    uint64_t window[8]                  # translated code: host addresses of ranges that a block has checked
+    uint64_t window[8]                  # translated code: of ranges that a block has checked: address._operand
     uint64_t host_rsp
     uint64_t site                       # translated code: what asked to leave
     uint64_t target                     # translated code: s1 at the exit (jump target, address ...)
@@ -201,7 +201,7 @@ cdef struct VCpu:
     # of another index (mmu.empty_tag). Most of this is never touched.
     uint64_t tag_r[TLB_COUNT][TLB_SIZE]
     uint64_t tag_w[TLB_COUNT][TLB_SIZE]
-    uint64_t page[TLB_COUNT][TLB_SIZE]       # host address of the page
+    uint64_t distance[TLB_COUNT][TLB_SIZE]   # from the page to where the host has it
     uint8_t tlb_is_global[TLB_COUNT][TLB_SIZE]
     uint64_t itlb_va[TLB_COUNT][ITLB_SIZE]   # page address | 1 when empty
     uint64_t itlb_gpa[TLB_COUNT][ITLB_SIZE]

@@ -7,9 +7,9 @@ must come out is that
 
 - a memory operand lies in ``VCpu`` (by GS, in a field that is for translated code, an index bounded by the table's
   size), or is a host address that a check has given, for no more bytes and no other access than the check was for;
-- a host address is given by the sum of (address XOR tag) and page of the same TLB entry, that entry being the
-  address's own, of the table of the block's mode, after a compare that leaves room for the access; or by the monitor,
-  where it goes on behind a check of a site of this block;
+- a host address is given by the sum of a guest's address and the distance in its TLB entry, of the table of the block's
+  mode, after a compare of (address XOR tag) of the same entry that leaves room for the access; or by the monitor, where
+  it, or the distance, goes on behind a check of a site of this block;
 - jumps lead to instructions of this block, to stubs, or to other blocks' entries (``links``); indirect ones only
   through the jump caches;
 - nothing privileged or sensitive, no CALL, RET, PUSH, POP or change of DF is there: only instructions that the table
@@ -24,7 +24,7 @@ found, then every instruction and every way between them is held against them: t
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hostel.base.errors import MachineError
@@ -39,7 +39,7 @@ PAGE = 4096
 SECOND_ROOM = 64               # what the second TLB's look-up leaves of the page (stubs.second_tlb)
 MAX_VISITS = 64                # of a place; a few are usual
 SK_MEM, SK_SYS, SK_LINK, SK_PLAIN = 2, 3, 1, 10
-SITE_STRING = 2
+SITE_STRING, SITE_DISTANCE = 2, 64
 READ, WRITE = 1, 2
 
 # Fields of VCpu that translated code may touch, by their names in translation.Offsets: bytes of each, and how.
@@ -80,7 +80,7 @@ class Layout:
                 if start:
                     self.fields.append((start, start + size, how, name))
         self.tables: list[tuple[int, int, str, int]] = []
-        for name, entries in (("tag_r", "tlb"), ("tag_w", "tlb"), ("page", "tlb"), ("jump_cache", "jump")):
+        for name, entries in (("tag_r", "tlb"), ("tag_w", "tlb"), ("distance", "tlb"), ("jump_cache", "jump")):
             for number, start in enumerate(offsets[name]):
                 self.tables.append((start, start + 8 * sizes[entries], name, number))
         self.tables.append((offsets["jump_pc"], offsets["jump_pc"] + 8 * sizes["jump"], "jump_pc", 0))
@@ -112,18 +112,22 @@ class Block:
 
 
 class State:
-    """What is known before an instruction. ``memory``: of 8-byte fields of VCpu."""
+    """What is known before an instruction. ``memory``: of 8-byte fields of VCpu; ``latest``: the facts that the last
+    conditional jump has told."""
 
-    __slots__ = ("registers", "memory", "facts", "flags")
+    __slots__ = ("registers", "memory", "facts", "flags", "latest")
 
-    def __init__(self, registers: list[Value], memory: dict[int, Value], facts: frozenset, flags: Any):
+    def __init__(
+        self, registers: list[Value], memory: dict[int, Value], facts: frozenset, flags: Any, latest: frozenset
+    ):
         self.registers = registers
         self.memory = memory
         self.facts = facts
         self.flags = flags
+        self.latest = latest
 
     def copy(self) -> "State":
-        return State(list(self.registers), dict(self.memory), self.facts, self.flags)
+        return State(list(self.registers), dict(self.memory), self.facts, self.flags, self.latest)
 
 
 def unknown(at: int, what: object) -> Value:
@@ -170,7 +174,41 @@ def _most(v: Value) -> int:
 
 
 def is_host(v: Value) -> bool:
+    """("host", may it be written, bytes from there on, does its page end no sooner, where it came from)"""
     return v[0] is not None and v[0][0] == "host"
+
+
+def is_near(v: Value) -> bool:
+    """The distance of a host address from the value that is its last item: ("near", as host's..., value)"""
+    return v[0] is not None and v[0][0] == "near"
+
+
+def _near(given: Sequence[Any], address: Value, k: int = 0) -> Value:
+    """That distance and k: a host address, once nothing but a constant is left to be added."""
+    if address[0] is None:
+        return (("host", *given), (k - address[1]) & M64)
+    return (("near", *given, address), k)
+
+
+def _terms(v: Value) -> dict[Any, int]:
+    core = v[0]
+    if core is None:
+        return {}
+    return dict(core[1]) if core[0] == "sum" else {core: 1}
+
+
+def _added(a: Value, b: Value, times: int = 1) -> Value:
+    """a and so many times b."""
+    terms = _terms(a)
+    for core, count in _terms(b).items():
+        terms[core] = (terms.get(core, 0) + times * count) & M64
+    terms = {core: count for core, count in terms.items() if count}
+    k = (a[1] + times * b[1]) & M64
+    if not terms:
+        return (None, k)
+    if len(terms) == 1 and 1 in terms.values():
+        return (next(iter(terms)), k)
+    return (("sum", frozenset(terms.items())), k)
 
 
 def secret(v: Value) -> bool:
@@ -178,16 +216,21 @@ def secret(v: Value) -> bool:
     core = v[0]
     if core is None:
         return False
-    return core[0] in ("host", "page", "code", "poll", "jump_cache")
+    return core[0] in ("host", "near", "distance", "code", "poll", "jump_cache")
 
 
 def join_values(a: Value, b: Value, at: int, where: object) -> Value:
     if a == b:
         return a
-    if is_host(a) and is_host(b) and a[1] == b[1]:
-        _, writable, size, paged, _ = a[0]
-        _, writable2, size2, paged2, _ = b[0]
-        return (("host", writable and writable2, min(size, size2), paged and paged2, (at, where)), a[1])
+    if (is_host(a) and is_host(b)) or (is_near(a) and is_near(b) and a[1] == b[1] and a[0][5] == b[0][5]):
+        kind, writable, size, paged, _, *address = a[0]
+        _, writable2, size2, paged2, *_ = b[0]
+        # the bytes that both may be used for, from the value on
+        first, first2 = -_signed(a[1]), -_signed(b[1])
+        least, most = max(first, first2), min(first + size, first2 + size2)
+        if least < most:
+            core = (kind, writable and writable2, most - least, paged and paged2, (at, where), *address)
+            return (core, -least & M64)
     return unknown(at, ("join", where))
 
 
@@ -197,14 +240,16 @@ def join(a: State, b: State, at: int) -> State:
     for place, value in a.memory.items():
         if place in b.memory:
             both = join_values(value, b.memory[place], at, ("memory", place))
-            if both == value or is_host(both):
+            if both == value or is_host(both) or is_near(both):
                 memory[place] = both
-    return State(registers, memory, a.facts & b.facts, a.flags if a.flags == b.flags else None)
+    flags = a.flags if a.flags == b.flags else None
+    return State(registers, memory, a.facts & b.facts, flags, a.latest & b.latest)
 
 
 def same(a: State, b: State) -> bool:
     return (
         a.registers == b.registers and a.memory == b.memory and a.facts == b.facts and a.flags == b.flags
+        and a.latest == b.latest
     )  # fmt: skip
 
 
@@ -313,7 +358,7 @@ class Verifier:
     # ---- states
 
     def _anything(self, at: int) -> State:
-        return State([unknown(at, ("root", r)) for r in range(16)], {}, frozenset(), None)
+        return State([unknown(at, ("root", r)) for r in range(16)], {}, frozenset(), None, frozenset())
 
     def _enter(self, at: int, state: State, way: object) -> None:
         """Control comes to a leader. What is known there is what all ways to it have in common."""
@@ -359,6 +404,7 @@ class Verifier:
                 if no is None:
                     return
                 s.facts |= no
+                s.latest = no
             elif kind == C["K_LOOP"]:
                 if i["opcode"] != 0xE3:
                     raise self.fail("a loop instruction")
@@ -404,21 +450,27 @@ class Verifier:
             self._behind(site, s, site["size"], site["access"] != 0, bool(site["extra"] & SITE_STRING))
 
     def _behind(self, site: dict[str, int], s: State, size: int, writable: bool, paged: bool) -> None:
-        """Behind a check, s1 holding the host's address."""
+        """Behind a check, s1 holding the host's address, or how far it is from the guest's."""
         found = s.copy()
         found.flags = None
-        found.registers[S1] = (("host", writable, size, paged, (self.at, "given")), 0)
+        given = (writable, size, paged, (self.at, "given"))
+        if site["extra"] & SITE_DISTANCE:
+            found.registers[S1] = _near(given, s.registers[S1])
+        else:
+            found.registers[S1] = (("host", *given), 0)
         found.registers[S2] = unknown(self.at, "monitor")
         self._enter(site["host"] + site["check"], found, (self.at, paged, size))
 
     def _second(self, target: int, s: State) -> None:
         """To the look-up in the second TLB, which goes on behind the check."""
         number = self.layout.second[target]
-        if number >> 1 != self.block.table:
+        if number % 6 >> 1 != self.block.table:
             raise self.fail("looks the address up in a table that isn't this mode's")
         site = self._site(s)
         if site["kind"] != SK_MEM:
             raise self.fail("a look-up for a site that isn't one of memory")
+        if (number >= 6) != bool(site["extra"] & SITE_DISTANCE):
+            raise self.fail("looks up the other of address and distance")
         if site["behind"] != site["host"] + site["check"]:
             raise self.fail("goes on elsewhere than behind the site's check")
         size = SECOND_ROOM
@@ -481,8 +533,8 @@ class Verifier:
         if i["index"] != C["REG_NONE"]:
             if i["scale"]:
                 raise self.fail("a scaled index")
-            v = self._sum(v, s.registers[i["index"]], s, i["base"])
-        return (v[0], (v[1] + self._displacement(i)) & M64)
+            v = self._sum(v, s.registers[i["index"]], i["base"])
+        return self._sum(v, (None, self._displacement(i) & M64), i["base"])
 
     def _access(self, i: dict[str, Any], s: State) -> None:
         """The instruction's memory operand."""
@@ -580,37 +632,37 @@ class Verifier:
             return {r - 4}
         return {r}
 
-    def _sum(self, a: Value, b: Value, s: State, where: object) -> Value:
+    def _sum(self, a: Value, b: Value, where: object) -> Value:
+        if is_near(b):
+            a, b = b, a
+        if is_near(a) and not secret(b):
+            kind, *given, address = a[0]
+            return _near(given, _added(address, b, -1), a[1])
         if a[0] is None or b[0] is None:
             return (a[0] or b[0], (a[1] + b[1]) & M64)
-        if a[0][0] == "page":
-            a, b = b, a
-        host = self._translated(a, b, s)
-        return host if host is not None else unknown(self.at, where)
+        return unknown(self.at, where) if secret(a) or secret(b) else _added(a, b)
 
-    def _translated(self, a: Value, page: Value, s: State) -> Value | None:
-        """The host address that a checked (address XOR tag) and the page of its TLB entry make."""
-        core = a[0]
-        if page[0][0] != "page" or page[1] or a[1] or core[0] != "xor" or core[2][0] is None:
-            return None
-        _, address, (tag, zero) = core
-        if tag[0] != "tag" or zero:
-            return None
-        _, writable, table, index = tag
-        if page[0][1] != table or page[0][2] != index or table != self.block.table:
-            return None
-        expected: list[Value] = [(("shr", _low(address), 12), 0)]
-        if address[0] is None:  # the entry may be told by its place
-            expected.append((None, address[1] >> 12 & self.layout.tlb_mask))
-        if index not in expected:
-            return None
-        room = 0
-        for fact in s.facts:
-            if fact[0] == "at most" and fact[1] == a and fact[2] < PAGE:
-                room = max(room, PAGE - fact[2])
-        if not room:
-            return None
-        return (("host", writable, room, True, ("translated", a)), 0)
+    def _distance(self, number: int, index: Value, s: State) -> Value:
+        """What an entry holds: of use where an address was checked against the tag of the same; just before, as another
+        may have been before that."""
+        for fact in s.latest if number == self.block.table else ():
+            if fact[0] == "equal" and fact[1] in [(("tag", w, number, index), 0) for w in (False, True)]:
+                page = fact[2]
+                if index == (None, page >> 12 & self.layout.tlb_mask) and not page % PAGE:
+                    return _near((fact[1][0][1], PAGE, True, ("translated", fact[1])), (None, page))
+            if fact[0] != "at most" or not isinstance(fact[2], int) or fact[2] >= PAGE:
+                continue
+            _, (core, k), most = fact
+            if k or core is None or core[0] != "xor" or core[2][0] is None or core[2][1]:
+                continue
+            address, (tag, _) = core[1:]
+            if tag[0] == "tag" and tag[2:] == (number, index):
+                own: list[Value] = [(("shr", _low(address), 12), 0)]
+                if address[0] is None:  # the entry may be told by its place
+                    own.append((None, address[1] >> 12 & self.layout.tlb_mask))
+                if index in own:
+                    return _near((tag[1], PAGE - most, True, ("translated", fact[1])), address)
+        return (("distance", number, index), 0)
 
     def _known(self, i: dict[str, Any], s: State) -> bool:
         """Instructions whose result has an expression; False: any other."""
@@ -656,13 +708,16 @@ class Verifier:
             a, b = get(to), get(source)
             s.flags = None
             if op < 0x30:
-                return put(to, self._sum(a, b, s, to) if size == 8 else unknown(self.at, to))
+                return put(to, self._sum(a, b, to) if size == 8 else unknown(self.at, to))
             if op < 0x38:
                 if a[0] is None and b[0] is None:
                     return put(to, (None, a[1] ^ b[1]))
                 return put(to, (None, 0) if to == source else (("xor", a, b), 0))
             s.flags = ("compared", a, b)
             return True
+        if op == 0xFF and i["reg"] & 7 <= 1:  # inc, dec
+            s.flags = None
+            return put(i["rm"], self._sum(get(i["rm"]), (None, 1 if i["reg"] & 7 == 0 else M64), i["rm"]))
         if op == 0xC1 and i["reg"] & 7 == 5:
             count = i["imm"] & (63 if size == 8 else 31)
             s.flags = None
@@ -702,10 +757,11 @@ class Verifier:
         else:
             v = s.registers[i["base"]] if i["base"] < 16 else (None, 0)
             if i["index"] < 16:
+                index = s.registers[i["index"]]
                 if i["scale"]:
-                    return False
-                v = self._sum(v, s.registers[i["index"]], s, i["reg"])
-            v = (v[0], (v[1] + disp) & M64)
+                    index = unknown(self.at, i["reg"]) if secret(index) else _added((None, 0), index, 1 << i["scale"])
+                v = self._sum(v, index, i["reg"])
+            v = self._sum(v, (None, disp & M64), i["reg"])
         s.registers[i["reg"]] = v if i["opsize"] == 8 else _low(v)
         return True
 
@@ -715,7 +771,8 @@ class Verifier:
         if not (i["prefixes"] & C["P_SEG"] and i["seg"] == C["GS"]):
             return False
         offset = self._displacement(i)
-        if i["opsize"] != 8 or op not in (0x8B, 0x89, 0x33, 0x03):
+        compares = op == 0x81 and r & 7 == 7
+        if i["opsize"] != 8 or not compares and op not in (0x8B, 0x89, 0x33, 0x03):
             return False
         if i["index"] != C["REG_NONE"] or any(low <= offset < high for low, high, _, _ in self.layout.tables):
             name, number = self._table(i, s)
@@ -727,25 +784,35 @@ class Verifier:
             v: Value = ((name, number, index), 0)
             if name in ("tag_r", "tag_w"):
                 v = (("tag", name == "tag_w", number, index), 0)
-            if op == 0x33:
+            elif name == "distance":
+                v = self._distance(number, index, s)
+            if compares:
+                s.flags = ("compared", v, (None, i["imm"] & M64))
+            elif op == 0x33:
                 s.flags = None
-                s.registers[r] = (("xor", s.registers[r], v), 0)
+                core, k = s.registers[r]
+                twice = core is not None and core[0] == "xor" and core[2] == v and not k
+                s.registers[r] = core[1] if twice else (("xor", s.registers[r], v), 0)
             elif op == 0x03:
                 s.flags = None
-                s.registers[r] = self._sum(s.registers[r], v, s, r)
+                s.registers[r] = self._sum(s.registers[r], v, r)
             else:
                 s.registers[r] = v
             return True
         if op == 0x89:
             s.memory[offset] = s.registers[r]
             return True
-        if op == 0x8B:
-            if offset == self.layout.poll:
-                s.registers[r] = (("poll",), 0)
-            else:
-                s.registers[r] = s.memory.get(offset, unknown(self.at, r))
+        if op == 0x8B and offset == self.layout.poll:
+            s.registers[r] = (("poll",), 0)
             return True
-        return False
+        if op == 0x33 or compares:
+            return False
+        v = s.memory.setdefault(offset, unknown(self.at, ("field", offset)))
+        if op == 0x03:
+            s.flags = None
+            v = self._sum(s.registers[r], v, r)
+        s.registers[r] = v
+        return True
 
     def _string(self, i: dict[str, Any], s: State) -> None:
         """REP MOVS and STOS from a checked address to no further than its page's end."""
@@ -800,7 +867,9 @@ def _decided(flags: Any, condition: int) -> tuple[frozenset | None, frozenset | 
         # "at most" with a number is told by the number, so that it can be compared
         up = frozenset([("at most", a, b[1] if b[0] is None else b)])
         down = frozenset([("at most", b, a)])
-        return {2: (nothing, down), 3: (down, nothing), 6: (up, nothing), 7: (nothing, up)}.get(
+        equal = frozenset([("equal", a, b[1])]) if b[0] is None else nothing
+        told = {2: (nothing, down), 3: (down, nothing), 6: (up, nothing), 7: (nothing, up)}
+        return (told | {4: (equal, nothing), 5: (nothing, equal)}).get(
             condition, (nothing, nothing)
         )
     if flags[1][0] is None and condition in (4, 5):

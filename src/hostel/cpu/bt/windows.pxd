@@ -7,7 +7,7 @@ cdef enum:
 
 cdef void plan(Translation* t) noexcept nogil
 # The window that holds the access of instruction i at `a`, or NULL; *disp: from the window's start.
-cdef Window* find_window(Translation* t, int i, Address* a, int size, int access, int* disp) noexcept nogil
+cdef Window* find_window(Translation* t, int i, Address* a, int size, int access) noexcept nogil
 # Whether no access of instruction i needs a check of its own.
 cdef bint covered(Translation* t, int i) noexcept nogil
 # Whether s1 is used for something else between a window's check and its last use.

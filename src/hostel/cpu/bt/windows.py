@@ -2,10 +2,11 @@
 
 Before a block is generated, its instructions are walked with a number for each value that a register holds (moves
 and additions of constants are followed), so that operands at a known distance from each other are found. Those that
-fit into WINDOW_SPAN bytes share a window: one look-up in the TLB for all of its bytes, whose host address is kept in
-``VCpu.window``. A window that has a write in it demands to write, also where a conditional branch lies between: what is
-read and then written now and then, as objects with a count of references, mostly may be written at any time. Pages of
-code whose windows meet others that may not get blocks whose don't (``Translation.modest``).
+fit into WINDOW_SPAN bytes share a window: one look-up in the TLB for all of its bytes. How far the host's page is from
+the guest's is kept in ``VCpu.window``, together with what of the address isn't base or displacement
+(address._operand). A window that has a write in it demands to write, also where a conditional branch lies between: what
+is read and then written now and then, as objects with a count of references, mostly may be written at any time. Pages
+of code whose windows meet others that may not get blocks whose don't (``Translation.modest``).
 
 The look-up is made before the first access, or earlier where flags would have to be put away for it: never before
 what an address is made of is known, and never before a conditional branch, except for the stack.
@@ -264,7 +265,7 @@ def _operands(
     return n
 
 
-def find_window(t, i, a, size, access, disp):
+def find_window(t, i, a, size, access):
     p: Place
     k: cython.int
     w: cython.pointer(Window)
@@ -276,7 +277,6 @@ def find_window(t, i, a, size, access, disp):
         if w.point <= i <= w.last and _comparable(cython.address(w.place), cython.address(p)):
             distance = p.offset - w.place.offset
             if 0 <= distance and distance + size <= w.span and (w.access != ACCESS_READ or access == ACCESS_READ):
-                disp[0] = cython.cast(cython.int, distance)
                 return w
     return cython.NULL
 
@@ -285,11 +285,10 @@ def covered(t, i):
     a: Address[2]
     size: cython.int[2]
     access: cython.int[2]
-    disp: cython.int = 0
     n: cython.int = _operands(t, i, a, size, access)
     k: cython.int
     for k in range(n):
-        if find_window(t, i, cython.address(a[k]), size[k], access[k], cython.address(disp)) == cython.NULL:
+        if find_window(t, i, cython.address(a[k]), size[k], access[k]) == cython.NULL:
             return False
     return True
 
@@ -407,7 +406,6 @@ def plan(t):
     i: cython.int
     k: cython.int
     n: cython.int
-    disp: cython.int = 0
     low: int64_t = 0
     count: cython.int
     w: cython.pointer(Window)
@@ -426,7 +424,7 @@ def plan(t):
         for k in range(n):
             if t.n_windows == MAX_WINDOWS:
                 return
-            if find_window(t, i, cython.address(a[k]), size[k], access[k], cython.address(disp)) != cython.NULL:
+            if find_window(t, i, cython.address(a[k]), size[k], access[k]) != cython.NULL:
                 continue
             w = cython.address(t.windows[t.n_windows])
             if not _place(t, i, cython.address(a[k]), cython.address(w.place)):
@@ -457,7 +455,6 @@ def disturbed(t, number):
     a: Address[2]
     size: cython.int[2]
     access: cython.int[2]
-    disp: cython.int = 0
     w: cython.pointer(Window) = cython.address(t.windows[number])
     used: cython.pointer(Window)
     here: cython.bint = True  # in s1
@@ -472,7 +469,7 @@ def disturbed(t, number):
                 here = False
         n = _operands(t, i, a, size, access)
         for k in range(n):
-            used = find_window(t, i, cython.address(a[k]), size[k], access[k], cython.address(disp))
+            used = find_window(t, i, cython.address(a[k]), size[k], access[k])
             if used != w:
                 here = False
             elif not here:
