@@ -1,7 +1,7 @@
 """Guest address translation: page walks, the software TLB, and linear memory for the monitor.
 
 A TLB entry stands for one 4 KiB page as one kind of requester sees it (``TLB_*``). ``tag_r``/``tag_w`` hold
-the page's address where translated code may go straight to ``page``; a value with bit 0 set matches nothing.
+the page's address where translated code may go straight to memory, ``distance`` away; another page's matches nothing.
 So everything that needs attention shows as a missing tag: a page not yet dirty, ROM, a page that holds
 translated code, memory-mapped I/O (never entered).
 
