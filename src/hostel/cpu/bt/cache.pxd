@@ -13,7 +13,11 @@ cdef extern from "pthread.h" nogil:
     int pthread_mutexattr_settype(pthread_mutexattr_t* a, int kind)
     int pthread_mutex_init(pthread_mutex_t* m, pthread_mutexattr_t* a)
     int pthread_mutex_lock(pthread_mutex_t* m)
+    int pthread_mutex_trylock(pthread_mutex_t* m)
     int pthread_mutex_unlock(pthread_mutex_t* m)
+
+cdef extern from "immintrin.h" nogil:
+    void pause "_mm_pause"()
 
 cdef extern from "sched.h" nogil:
     int sched_yield()
@@ -120,6 +124,7 @@ cdef enum:
     WISHES_ROOM = 1 << 20        # bytes of wishes (kept.py) that are told at once
     GREED_BORNE = 32             # so many such that weren't writable, and the page's blocks are made without
     MAX_BREAKS = 256             # a debugger's breakpoints
+    LOCK_TRIES = 1000            # with a PAUSE between them: some 20 microseconds
     CHUNK = 1 << 14              # is copied at the first write to code memory that is shared with other processes: twice
                                  # as much takes 1.5 times as long, and children's writes are few and far between
 
@@ -221,5 +226,7 @@ cdef void enlist(Cache* m, uint32_t number) noexcept nogil
 cdef bint is_modest(Cache* m, uint64_t gpa) noexcept nogil
 cdef void bear_greed(Cache* m, VCpu* me, const Block* block) noexcept nogil
 cdef bint invalidate(Cache* m, VCpu* me, uint64_t gpa, uint64_t size) noexcept nogil
+cdef void lock(Cache* m) noexcept nogil
+cdef void unlock(Cache* m) noexcept nogil
 cdef void stop_world(Cache* m, VCpu* me) noexcept nogil
 cdef void resume_world(Cache* m) noexcept nogil

@@ -150,6 +150,20 @@ def _init_lock(m: cython.pointer(Cache)) -> cython.void:
     pthread_mutex_init(cython.address(m.lock), cython.address(attributes))
 
 
+def lock(m):
+    """It is held for a few microseconds mostly, as long as falling asleep and being woken takes: wait for it first."""
+    i: cython.int
+    for i in range(LOCK_TRIES):
+        if pthread_mutex_trylock(cython.address(m.lock)) == 0:
+            return
+        pause()
+    pthread_mutex_lock(cython.address(m.lock))
+
+
+def unlock(m):
+    pthread_mutex_unlock(cython.address(m.lock))
+
+
 def teardown(m):
     i: cython.int
     _leave_list(m)
@@ -398,11 +412,11 @@ def freeze(m):
     writes to it meanwhile: the lock is held. Whoever was forked has a lock of its own then."""
     global _first_frozen
     marks: cython.size_t = (_extent(m) + CHUNK - 1) // CHUNK
-    pthread_mutex_lock(cython.address(m.lock))
+    lock(m)
     if m.frozen == cython.NULL:
         m.frozen = cython.cast(cython.pointer(uint8_t), _map(marks))
         if m.frozen == cython.NULL:
-            pthread_mutex_unlock(cython.address(m.lock))
+            unlock(m)
             return -1
         m.thawed[0] = 0
         m.thawed[1] = _extent(m)
@@ -414,7 +428,7 @@ def freeze(m):
         # with the marks first, what is marked in vain is copied in vain, if this fails
         memset(m.frozen, 1, marks)
         if mprotect(m.code + m.thawed[0], m.thawed[1] - m.thawed[0], PROT_READ) != 0:
-            pthread_mutex_unlock(cython.address(m.lock))
+            unlock(m)
             return -1
         m.thawed[0] = _extent(m)
         m.thawed[1] = 0
@@ -440,7 +454,7 @@ def forked(m, child):
         _swapping = 0  # another machine's thread may have held it
         _init_lock(m)
     else:
-        pthread_mutex_unlock(cython.address(m.lock))
+        unlock(m)
 
 
 def unshare(address):
@@ -614,10 +628,10 @@ def invalidate(m, me, gpa, size):
     b: cython.pointer(Block)
     link: cython.pointer(uint32_t)
     page: uint64_t = gpa >> 12
-    pthread_mutex_lock(cython.address(m.lock))
+    lock(m)
     link = _page_head(m, gpa, cython.address(slot))
     if link == cython.NULL:
-        pthread_mutex_unlock(cython.address(m.lock))
+        unlock(m)
         return False
     head: cython.pointer(uint32_t) = link
     stopped: cython.bint = False
@@ -648,7 +662,7 @@ def invalidate(m, me, gpa, size):
         slot.code[(gpa - slot.gpa) >> 12] = 0
     if stopped:
         resume_world(m)
-    pthread_mutex_unlock(cython.address(m.lock))
+    unlock(m)
     return killed
 
 

@@ -59,14 +59,14 @@ from cython.cimports.hostel.cpu.bt.cache import (
     full,
     invalidate,
     is_break,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
+    lock,
     resume_world,
     sched_yield,
     setup,
     stop_world,
     teardown,
     text,
+    unlock,
     unshare,
 )
 from cython.cimports.hostel.cpu.bt.decode import table
@@ -399,9 +399,9 @@ class BtEngine:
             c.watch_met = 0
             update_mode(c)
         with cython.nogil:
-            pthread_mutex_lock(cython.address(m.lock))
+            lock(m)
             flush(m)  # whatever was translated without these breakpoints
-            pthread_mutex_unlock(cython.address(m.lock))
+            unlock(m)
 
     def count_instructions(self, on: cython.bint):
         """Count instructions from now on, or stop it: by translations apart from the others, so that it costs nothing
@@ -424,7 +424,7 @@ class BtEngine:
         end: uint32_t
         out = []
         with cython.nogil:
-            pthread_mutex_lock(cython.address(m.lock))  # a block in the making isn't told
+            lock(m)  # a block in the making isn't told
         if since == 0:
             since = 1
             out.append((base, m.start - m.code, 0, "", 0, "stubs"))
@@ -436,7 +436,7 @@ class BtEngine:
             out.append((base + b.cold, end - b.cold, b.first_pc, mode, b.size, "cold"))
         position = m.n_blocks
         epoch = m.generation
-        pthread_mutex_unlock(cython.address(m.lock))
+        unlock(m)
         return epoch, position, out
 
     @staticmethod
@@ -1053,14 +1053,14 @@ class BtVcpu(Vcpu):
 
     def hold(self):
         """Nobody else runs until the instruction is done."""
-        pthread_mutex_lock(cython.address(self.m.lock))
+        lock(self.m)
         stop_world(self.m, self.c)
         self.held = True
 
     def release(self):
         self.held = False
         resume_world(self.m)
-        pthread_mutex_unlock(cython.address(self.m.lock))
+        unlock(self.m)
 
     # ------------------------------------------------------------ blocks
 
@@ -1118,7 +1118,7 @@ class BtVcpu(Vcpu):
                 if (gpa2 & ~cython.cast(uint64_t, 0xFFF)) != b.gpa2:
                     n = 0
         if n == 0:
-            pthread_mutex_lock(cython.address(m.lock))
+            lock(m)
             if full(m):
                 stop_world(m, c)
                 flush(m)
@@ -1140,10 +1140,10 @@ class BtVcpu(Vcpu):
                     cython.cast(stub_t, text(m, m.fx_restore))()
                     if not proved:
                         m.blocks[n].dead = 1
-                        pthread_mutex_unlock(cython.address(m.lock))
+                        unlock(m)
                         c.io.reason = EXIT_ERROR
                         return GO_EXIT
-            pthread_mutex_unlock(cython.address(m.lock))
+            unlock(m)
             if n == 0:
                 return GO_LOOKUP
             if self.tracing & TRACE_BLOCK:
@@ -1190,7 +1190,7 @@ class BtVcpu(Vcpu):
         b: cython.pointer(Block)
         go: cython.int = self.find_block()
         if go == GO_RESUME:
-            pthread_mutex_lock(cython.address(m.lock))
+            lock(m)
             if m.generation == generation:
                 n = find(m, self.block.gpa - self.block.pc + self.site.pc, self.site.pc, c.mode | pic)
                 b = cython.address(m.blocks[n])
@@ -1199,7 +1199,7 @@ class BtVcpu(Vcpu):
                         m.code + self.site.host,
                         m.code + (b.entry_host if self.site.access == FLAGS_HOST else b.entry_mem),
                     )
-            pthread_mutex_unlock(cython.address(m.lock))
+            unlock(m)
         return go
 
     def handle(self):
@@ -1359,12 +1359,12 @@ class BtVcpu(Vcpu):
         self.plain = True
         go: cython.int = self.find_block()
         if go == GO_RESUME and self.site.kind == SK_PLAIN:
-            pthread_mutex_lock(cython.address(m.lock))
+            lock(m)
             if m.generation == generation:
                 n = find(m, self.block.gpa - self.block.pc + self.site.pc, self.site.pc, c.mode | MODE_PLAIN | pic)
                 if n and m.blocks[n].gpa2 == 1:
                     fill_hole(m.code + self.site.host, m.code + m.blocks[n].entry_mem)
-            pthread_mutex_unlock(cython.address(m.lock))
+            unlock(m)
         return go
 
     def staged(self):
