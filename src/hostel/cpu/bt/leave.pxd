@@ -2,7 +2,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from hostel.cpu.bt.translation cimport Translation
 
 cdef void leave(Translation* t, uint32_t site) noexcept nogil
-cdef void poll(Translation* t, int kind, uint64_t pc, int reg) noexcept nogil
+cdef void poll(Translation* t, int kind, uint64_t pc) noexcept nogil
 cdef uint64_t cut(Translation* t, uint64_t pc, int opsize) noexcept nogil
 cdef bint same_page(Translation* t, uint64_t target) noexcept nogil
 cdef void exit_to(Translation* t, uint64_t target, bint backward, bint far) noexcept nogil

@@ -60,17 +60,15 @@ def leave(t, site):
     jmp_to(e, t.m.leave_site_host if t.flags == FLAGS_HOST else t.m.leave_site_mem)
 
 
-def poll(t, kind, pc, reg):
-    """Read through VCpu.poll (translate.py); no flags change. Once a block: the way round leads through it."""
+def poll(t, kind, pc):
+    """Read through VCpu.poll (translate.py), by s2; no flags change. Once a block: the way round leads through it."""
     e: cython.pointer(Code) = cython.address(t.e)
     if t.polled:
         return
     t.polled = True
-    if reg == S1:
-        t.in_s1 = -1
-    gs_load(e, reg, off.poll)
+    gs_load(e, S2, off.poll)
     add_fault(t.m, e.p, add_site(t.m, kind, pc, t.block), t.flags == FLAGS_HOST)
-    op_mem(e, 8, 0x8B, reg, reg, REG_NONE, 0)
+    op_mem(e, 8, 0x8B, S2, S2, REG_NONE, 0)
 
 
 def cut(t, pc, opsize):
@@ -91,7 +89,7 @@ def exit_to(t, target, backward, far):
         leave(t, add_site(t.m, SK_STEP, target, t.block))
         return
     if backward:
-        poll(t, SK_POLL, target, S1)
+        poll(t, SK_POLL, target)
     if far or not same_page(t, target):
         jump_far(t, t.table, target)
         return
@@ -109,7 +107,7 @@ def exit_s1(t):
     if t.single:
         leave(t, add_site(t.m, SK_STEP_S1, 0, t.block))
         return
-    poll(t, SK_POLL_S1, 0, S2)
+    poll(t, SK_POLL_S1, 0)
     jump_s1(t, t.table)
 
 

@@ -391,7 +391,7 @@ def gen_loop(t, i):
     target: uint64_t = branch(t, insn)
     width: cython.int = insn.addrsize
     if target <= insn.pc and not t.single:
-        poll(t, SK_POLL, insn.pc, S1)
+        poll(t, SK_POLL, insn.pc)
     which: cython.int = insn.opcode & 3
     out1: cython.pointer(uint8_t) = cython.NULL
     if which < 2 and t.flags == FLAGS_MEM:
@@ -527,7 +527,7 @@ def generate(t, i):
             side_exit(t, jcc_hole(e, insn.opcode & 15 ^ 1), next_pc)
             return
         if target <= insn.pc and not t.single:
-            poll(t, SK_POLL, insn.pc, S1)
+            poll(t, SK_POLL, insn.pc)
         align_link(e, 2)
         side_exit(t, jcc_hole(e, insn.opcode & 15), target)
     elif kind == K_JMP:
@@ -535,7 +535,7 @@ def generate(t, i):
         if t.follows[i]:
             # a loop that only goes round in its own block polls at the block's end
             if target <= insn.pc and target != t.first_pc:
-                poll(t, SK_POLL, target, S1)
+                poll(t, SK_POLL, target)
             return
         exit_to(t, target, target <= insn.pc, False)
         t.done = True

@@ -484,10 +484,7 @@ def disturbed(t, number):
         elif k == K_POP:
             if away(insn.rm):
                 here = False
-        elif k == K_JCC or k == K_JMP:
-            if not t.follows[i] or k == K_JMP:
-                here = False
-        elif k != K_PUSH and k != K_NOP:
+        elif k != K_PUSH and k != K_NOP and k != K_JCC and k != K_JMP:
             here = False
         i += 1
     return False
