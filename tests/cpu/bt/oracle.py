@@ -392,14 +392,22 @@ _WIDE = ("fnsave", "frstor", "fnstenv", "fldenv", "fxsave", "fxrstor", "pusha", 
 
 def _wraps(native: Outcome, insn: dict) -> bool:
     """Whether the operand lies across the end of its segment's 4 GiB, which the translator doesn't check."""
-    if not insn or insn["code"] == 8 or insn["addrsize"] != 4 or insn["mod"] == 3:
+    if not insn or insn["code"] == 8:
+        return False
+    kind = decode.ROWS[insn["op"]].fields["kind"]
+    if kind in (C["K_POP"], C["K_RET"], C["K_LEAVE"], C["K_PUSH"], C["K_CALL"], C["K_CALL_IND"]):
+        stack = native.registers[5 if kind == C["K_LEAVE"] else 4]
+        if (stack + 512) & 0xFFFFFFFF < 1024:
+            return True
+    moffs = kind == C["K_MOV_MOFFS"]
+    if insn["addrsize"] != 4 or insn["mod"] == 3 and not moffs:
         return False
     offset = insn["disp"]
-    if insn["base"] < 16:
+    if insn["base"] < 16 and not moffs:
         offset += native.registers[insn["base"]]
-    if insn["index"] < 16:
+    if insn["index"] < 16 and not moffs:
         offset += native.registers[insn["index"]] << insn["scale"]
-    if decode.ROWS[insn["op"]].fields["kind"] == C["K_BT"]:
+    if kind == C["K_BT"]:
         bits = 8 * insn["opsize"]
         number = native.registers[insn["reg"]] & (1 << bits) - 1
         offset += ((number ^ 1 << bits - 1) - (1 << bits - 1)) // bits * insn["opsize"]
