@@ -315,13 +315,15 @@ class Worker:
         words = [f"{'' if before else 'set-'}time={time.time():.9f}", f"entropy={os.urandom(48).hex()}"]
         if before.name != self.spec.name if before else not self.spec.disks:
             words += [f"hostname={self.spec.name.replace('_', '-')}", f"machine-id={os.urandom(16).hex()}"]
-        self.exec.run_detached(["agent", "identity", *words], self._note, self._renewed, itself=True)
+        self._tell(words)
 
     def _tell_time(self) -> None:
         """To a guest that goes on after a pause: its clocks have stood still."""
         if self.exec.ready:
-            words = ["agent", "identity", f"time={time.time():.9f}"]
-            self.exec.run_detached(words, self._note, self._renewed, itself=True)
+            self._tell([f"time={time.time():.9f}"])
+
+    def _tell(self, words: list[str]) -> None:
+        self.exec.run_detached(["agent", "identity", *words], self._note, self._renewed, itself=True)
 
     def _renew_network(self, before: VmSpec) -> None:
         """The same for its cards, which takes the guest longer."""
@@ -330,7 +332,7 @@ class Worker:
             if old.mac != new.mac:  # what its driver has may be another's before that, if this comes soon after
                 words.append(f"mac={self.machine.mac(number)}:{new.mac}")
         if words:
-            self.exec.run_detached(["agent", "identity", *words], self._note, self._renewed, itself=True)
+            self._tell(words)
         else:
             self.machine.announce()
 

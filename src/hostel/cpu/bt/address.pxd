@@ -10,7 +10,6 @@ cdef void guest_reg_to(Code* e, int r, int host) noexcept nogil
 cdef void guest_pc(Translation* t, int host, uint64_t pc) noexcept nogil
 cdef void offset_to_s1(Translation* t, Address* a) noexcept nogil
 cdef void address_to_s1(Translation* t, Address* a) noexcept nogil
-cdef bint is_fixed(Translation* t, Address* a, int size) noexcept nogil
 cdef int atomic(Insn* insn) noexcept nogil
 cdef void check_access(Translation* t, int i, Address* a, int size, int access) noexcept nogil
 cdef void check_operand(Translation* t, int i, Address* a, int size, int access, Operand* o) noexcept nogil

@@ -240,8 +240,6 @@ def _checked(
     settle_stack(t)
     clobber(t, t.live[i])
     distance = distance and not t.single and t.code64 and a.kind == EA_PLAIN and a.size == 8
-    if not (distance and is_fixed(t, a, size)):
-        address_to_s1(t, a)
     site: uint32_t = add_site(t.m, SK_MEM, t.insns[i].pc, t.block)
     s: cython.pointer(Site) = cython.address(t.m.sites[site])
     s.size = cython.cast(uint16_t, size)
@@ -251,9 +249,10 @@ def _checked(
         s.extra |= SITE_ALIGNED
     if a.seg == SS:
         s.extra |= SITE_STACK
-    s.host = cython.cast(uint32_t, e.p - t.m.code)
     if t.mode & MODE_DEBUG:
         # every access comes to the monitor, which goes on behind the check
+        address_to_s1(t, a)
+        s.host = cython.cast(uint32_t, e.p - t.m.code)
         mov_site(e, S2, site)
         jmp_to(e, t.m.leave_site_mem)
         s.check = cython.cast(uint8_t, e.p - (t.m.code + s.host))
@@ -273,8 +272,6 @@ def check_windows(t, i):
         if w.point != i:
             continue
         clobber(t, t.live[i])
-        if not is_fixed(t, cython.address(w.address), w.span):
-            address_to_s1(t, cython.address(w.address))
         site: uint32_t = add_site(t.m, SK_MEM, t.insns[i].pc, t.block)
         s: cython.pointer(Site) = cython.address(t.m.sites[site])
         s.size = cython.cast(uint16_t, w.size)
@@ -287,7 +284,6 @@ def check_windows(t, i):
             s.extra |= SITE_GREEDY
         if w.first != i or w.second or table[t.insns[i].op].flags & O_ALIGNED:
             s.extra |= SITE_EARLY
-        s.host = cython.cast(uint32_t, e.p - t.m.code)
         _look_up(t, cython.address(w.address), site, w.span, w.access, COLD_WINDOW, True)
         w.kept = disturbed(t, k)
         if w.kept:
@@ -302,24 +298,29 @@ def _look_up(
     t: cython.pointer(Translation), a: cython.pointer(Address), site: uint32_t, size: cython.int, access: cython.int,
     kind: cython.int, distance: cython.bint,
 ) -> cython.void:  # fmt: skip
-    """s1: from a linear address to the host's, or to the ``distance`` of the host's page from the guest's: an access
-    need not wait for the check then, only for the entry. The monitor may have it repeated, or go on behind it."""
+    """s1: the host's address of a, or the ``distance`` of the host's page from the guest's: an access need not wait for
+    the check then, only for the entry. The monitor may have the check repeated, with the linear address in s1, or go on
+    behind it. The site's ``host`` and ``check`` are set."""
     e: cython.pointer(Code) = cython.address(t.e)
-    start: cython.pointer(uint8_t) = e.p
+    start: cython.pointer(uint8_t)
     tags: uint32_t = off.tag_r[t.table] if access == ACCESS_READ else off.tag_w[t.table]
     distances: uint32_t = off.distance[t.table]
-    plain: cython.bint = t.code64 and a.kind == EA_PLAIN and a.size == 8 and a.seg != FS and a.seg != GS
     constant: cython.bint = _is_constant(t, a)
-    fixed: cython.bint = distance and is_fixed(t, a, size)
+    fixed: cython.bint = distance and _is_fixed(t, a, size)
     index: uint32_t = 0
+    if fixed:
+        t.in_s1 = -1
+        kind = COLD_MEM  # of a window, too: no page ends in it
+    else:
+        address_to_s1(t, a)
+    start = e.p
     if constant:
         index = 8 * (cython.cast(uint32_t, _constant(a) >> 12) & (TLB_SIZE - 1))
     else:
         # where s1 is a copy of a register, that is there sooner
-        copy: cython.bint = plain and a.base < 16 and not away(a.base) and a.index == REG_NONE and not a.disp
+        copy: cython.bint = a.base < 16 and not away(a.base) and a.index == REG_NONE and not a.disp and _is_flat(t, a)
         _page_number(e, a.base if copy else S1)
     if fixed:
-        t.in_s1 = -1
         gs_op(e, 8, 0x81, 7, tags + index)  # cmp
         e4(e, cython.cast(uint32_t, _constant(a) & ~cython.cast(int64_t, 0xFFF)))
     else:
@@ -337,6 +338,7 @@ def _look_up(
     else:
         _entry(e, 0x33, constant, tags + index)
         _entry(e, 0x03, constant, distances + index)
+    t.m.sites[site].host = cython.cast(uint32_t, start - t.m.code)
     t.m.sites[site].check = cython.cast(uint8_t, e.p - start)
     if distance:
         if a.seg == FS or a.seg == GS:
@@ -354,10 +356,19 @@ def _look_up(
 @cython.inline
 @cython.nogil
 @cython.exceptval(check=False)
+def _is_flat(t: cython.pointer(Translation), a: cython.pointer(Address)) -> cython.bint:
+    """Whether the linear address is what registers and a constant are together, in 64 bits."""
+    return t.code64 and a.kind == EA_PLAIN and a.size == 8 and a.seg != FS and a.seg != GS
+
+
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
 def _is_constant(t: cython.pointer(Translation), a: cython.pointer(Address)) -> cython.bint:
     """Whether the linear address is known, 64-bit code's only."""
     known: cython.bint = a.index == REG_NONE and (a.base == REG_NONE or (a.base == REG_RIP and not t.pic))
-    return known and t.code64 and a.kind == EA_PLAIN and a.size == 8 and a.seg != FS and a.seg != GS
+    return known and _is_flat(t, a)
 
 
 @cython.cfunc
@@ -368,7 +379,11 @@ def _constant(a: cython.pointer(Address)) -> int64_t:
     return a.disp + cython.cast(int64_t, a.rip if a.base == REG_RIP else 0)
 
 
-def is_fixed(t, a, size):
+@cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _is_fixed(t: cython.pointer(Translation), a: cython.pointer(Address), size: cython.int) -> cython.bint:
     """Whether ``size`` bytes at ``a`` lie in one page that is known, and that an instruction can be compared with."""
     at: int64_t = _constant(a)
     return _is_constant(t, a) and (at & 0xFFF) + size <= 4096 and at == cython.cast(int32_t, at)

@@ -1,7 +1,7 @@
 """Leaving a block: direct and indirect jumps, polls, sites, and the cold code behind a block."""
 
 import cython
-from cython.cimports.hostel.cpu.bt.address import address_to_s1, guest_pc, is_fixed
+from cython.cimports.hostel.cpu.bt.address import address_to_s1, guest_pc
 from cython.cimports.hostel.cpu.bt.cache import (
     SITE_DISTANCE,
     SK_LINK,
@@ -184,8 +184,7 @@ def cold_code(t):
     while i < t.n_cold:
         c: cython.pointer(Cold) = cython.address(t.cold[i])
         fill_hole(c.hole, e.p)
-        fixed: cython.bint = c.kind == COLD_WINDOW and is_fixed(t, cython.address(c.address), t.m.sites[c.site].span)
-        if c.kind == COLD_MEM or fixed:
+        if c.kind == COLD_MEM:
             t.flags = FLAGS_MEM
             address_to_s1(t, cython.address(c.address))
             look_up(t, c.site)
