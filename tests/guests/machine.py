@@ -112,7 +112,7 @@ def assemble(text: str, origin: int = BASE, runtime: bool = True, **defines: int
 class Machine:
     """``cpus`` vCPUs; the first begins at BASE in long mode, the others wait for SIPI."""
 
-    def __init__(self, cpus: int = 1, ram: Ram | None = None, code_size: int = 64 << 20):
+    def __init__(self, cpus: int = 1, ram: Ram | None = None, code_size: int = 0):
         if ram is None:
             ram = Ram()
             ram.add(0, MEMORY)

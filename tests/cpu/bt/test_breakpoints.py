@@ -13,7 +13,7 @@ BS = 0x4000
 BODY = bytes.fromhex("488b07" "48894708" "90" "48a5" "cc")
 
 
-def machine_of(body: bytes, code_size: int = 64 << 20, pages: int = 1, verify: int = -1):
+def machine_of(body: bytes, code_size: int = 0, pages: int = 1, verify: int = -1):
     """(ram, vcpu, engine) at CODE in 64-bit mode, CPL 0, with two pages at DATA in rdi; exceptions are caught."""
     ram = Ram()
     ram.add(0, 16 << 20)

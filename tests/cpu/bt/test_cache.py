@@ -3,8 +3,12 @@
 import threading
 from pathlib import Path
 
+import pytest
 from machine import assemble
 from test_breakpoints import CODE, DATA, P, Space, W, machine_of
+
+from hostel.cpu.bt.run import BtEngine
+from hostel.memory.ram import Ram
 
 BLOCKS = 4000
 # three times through code that doesn't fit
@@ -169,3 +173,10 @@ def test_two_machines_translate_at_once():
     for step, (_, vcpu, _) in machines.items():
         assert vcpu.take_exception()[0] == 3
         assert vcpu.save_state().registers[0] == 20000 * ((step << 24) + 0x1000 + 2 * step)
+
+
+@pytest.mark.parametrize(("mib", "want"), [(16, 64), (1024, 64), (1040, 65), (4096, 128)])
+def test_code_memory_grows_with_the_guest(mib: int, want: int):
+    ram = Ram()
+    ram.add(0, mib << 20)
+    assert BtEngine(ram, 1).statistics()["code_capacity"] == want << 20

@@ -262,9 +262,9 @@ _BEYOND = (
     | {(1, n) for n in (*range(0x41, 0x4C), *range(0x90, 0x94), 0x98, 0x99)}
     | {(3, n) for n in range(0x30, 0x34)}
 )
-# Ring 3 gets #UD, or the kernel answers in the processor's place.
+# Ring 3 gets #UD, or the kernel answers in the processor's place; INVPCID isn't there before Zen 3.
 _NOT_FOR_USERS = set(
-    "clac stac monitor mwait sldt str smsw sidt sgdt vmcall vmmcall syscall sysret sysenter sysexit".split()
+    "clac stac monitor mwait sldt str smsw sidt sgdt vmcall vmmcall syscall sysret sysenter sysexit invpcid".split()
 )
 
 

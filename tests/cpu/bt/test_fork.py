@@ -92,7 +92,7 @@ def finish(pid, out):
 
 
 class Guest:
-    def __init__(self, code_size: int = 64 << 20, verify: int = -1):
+    def __init__(self, code_size: int = 0, verify: int = -1):
         body = assemble(PROGRAM, CODE, runtime=False)
         assert len(body) <= PAGES << 12
         self.ram, self.vcpu, self.engine = machine_of(body, code_size, PAGES + 1, verify)

@@ -91,30 +91,31 @@ cdef struct Fault:               # host instructions that may fault, in order of
     uint32_t flags_in_host
 
 cdef struct Block:
-    uint64_t gpa                 # what `find` looks at comes first, and lies together
+    uint64_t gpa                 # what is looked at to find and enter it comes first, in one of the host's cache lines
     uint64_t pc                  # with MODE_PIC: as if the page were at PIC_PAGE
     uint32_t mode
     uint32_t next_hash
+    uint64_t gpa2                # second page (its address) when the only instruction crosses into it, else 1
+    uint32_t pad                 # offsets in the code memory
+    uint32_t entry_host
+    uint32_t entry_mem
+    uint32_t start
     uint8_t dead
     uint16_t insns
     uint32_t size                # guest bytes, from `low` on
     uint64_t low                 # its lowest byte: jumps are followed within the page
-    uint64_t gpa2                # second page (its address) when the only instruction crosses into it, else 1
     uint64_t first_pc            # where it was when it was translated
     uint32_t next_page
     uint32_t next_page2
-    uint32_t start               # offsets in the code memory
-    uint32_t pad
-    uint32_t entry_host
-    uint32_t entry_mem
     uint32_t cold                # its rarely run part
     uint32_t cold_host
     uint32_t cold_mem
     uint32_t end
+    uint64_t unused[4]           # 128 bytes
 
 cdef enum:
     MAX_BLOCKS = 1 << 19
-    MAX_SITES = 1 << 21
+    MAX_SITES = 1 << 22
     MAX_FAULTS = 1 << 20
     MAX_POOL = 1 << 18
     MAX_VCPUS = 16
@@ -161,7 +162,7 @@ cdef struct Cache:
     uint8_t* leave_host
     uint8_t* leave_site_mem      # the same for blocks: the site is in s2
     uint8_t* leave_site_host
-    uint8_t* miss                # the same when flags are put away
+    uint8_t* miss[3]             # by table: the pad isn't the one of the target in s1; the flags are put away
     uint8_t* second_tlb[12]      # a miss in a TLB, site in s2: look in the second one; 2 * table + (1 for writes), 6 more
                                  # for SITE_DISTANCE
     uint8_t* look_up             # leave to find the block of the address in s1

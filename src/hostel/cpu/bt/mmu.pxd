@@ -53,19 +53,15 @@ cdef void empty_tlb(VCpu* c) noexcept nogil                      # flush_tlb and
 cdef void flush_jumps(VCpu* c) noexcept nogil                    # the jump caches alone
 cdef void flush_page(VCpu* c, uint64_t va) noexcept nogil        # INVLPG: every table, large pages too
 # Enter a landing pad: the jump cache belongs to the address space, like the TLB.
-cdef void jump_cache_insert(VCpu* c, int table, uint64_t pc, uint64_t host) noexcept nogil
-# The same for the second one; c.mode is the mode
-cdef void second_insert(VCpu* c, int table, uint64_t pc, uint64_t host) noexcept nogil
-# Where a target's second entry is: two targets that share the first rarely share this one
-cdef inline int second_hash(uint64_t pc) noexcept nogil:
-    return <int>(<uint32_t>(<uint32_t>pc * <uint32_t>0x9E3779B1) >> 20)
+# Where another target has its place, the second one gets `entry`, of the same block, which looks at no address.
+cdef void jump_cache_insert(VCpu* c, int table, uint64_t pc, uint64_t host, uint64_t entry) noexcept nogil
+# Where a target's second entry is: two targets that share the first rarely share this one, nor do two address spaces
+cdef inline int second_hash(uint64_t pc, uint64_t key) noexcept nogil:
+    return <int>(<uint32_t>(<uint32_t>(pc + key) * <uint32_t>0x9E3779B1) >> 19)
 # The tag of an empty TLB entry: its page number belongs to another index, so that no address that selects the entry
 # can match it, not even one that isn't canonical. Fresh memory is empty but for the entries of index 0.
 cdef inline uint64_t empty_tag(int index) noexcept nogil:
     return 0x1000 if index == 0 else 0
-cdef enum:
-    NO_KEY = 0xFFFFFFFF          # of an empty entry of the second jump cache: no mode has all these bits
-
 cdef inline int jump_hash(uint64_t pc) noexcept nogil:
     return <int>(pc & (JUMP_SIZE - 1))
 # Where a page's entry in the second TLB is

@@ -25,7 +25,6 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     ACCESS_WRITE,
     FL_AC,
     ITLB_SIZE,
-    JUMP_SECOND,
     JUMP_SIZE,
     MODE_CODE64,
     SECOND_SIZE,
@@ -714,13 +713,13 @@ def _flush_jump_table(c: cython.pointer(VCpu), table: cython.int, keep_global: c
     k: cython.int
     for i in range(c.jump_local_count[table]):
         k = c.jump_local[table][i]
-        c.jump_cache[table][k] = c.jump_miss
+        c.jump_cache[table][k] = c.jump_miss[table]
         c.jump_listed[table][k] &= 2
     c.jump_local_count[table] = 0
     if not keep_global:
         for i in range(c.jump_global_count[table]):
             k = c.jump_global[table][i]
-            c.jump_cache[table][k] = c.jump_miss
+            c.jump_cache[table][k] = c.jump_miss[table]
             c.jump_listed[table][k] = 0
         c.jump_global_count[table] = 0
 
@@ -728,14 +727,23 @@ def _flush_jump_table(c: cython.pointer(VCpu), table: cython.int, keep_global: c
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def _new_key(c: cython.pointer(VCpu), table: cython.int) -> cython.void:
+    """Nothing in the second jump cache is this table's from now on."""
+    c.second_last += 0x5851F42D  # odd: none comes again
+    c.second_now[table] = c.second_last
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def _flush_second_jumps(c: cython.pointer(VCpu), keep_global: cython.bint) -> cython.void:
-    i: cython.int
-    if keep_global:
-        for i in range(c.second_local_count):
-            c.second_key[c.second_local[i]] = NO_KEY
-    else:
-        c.jump_generation += 1
-    c.second_local_count = 0
+    t: cython.int
+    _new_key(c, TLB_USER)
+    if keep_global:  # the kernel has no others there
+        return
+    c.n_jump_flush += 1
+    for t in range(TLB_COUNT):
+        _new_key(c, t)
 
 
 @cython.cfunc
@@ -765,17 +773,12 @@ def _drop_jumps(c: cython.pointer(VCpu), va: uint64_t, shift: cython.int) -> cyt
     for i in range(c.jump_local_count[TLB_USER]):
         k = c.jump_local[TLB_USER][i]
         if c.jump_pc[k] - start < size:
-            c.jump_cache[TLB_USER][k] = c.jump_miss
+            c.jump_cache[TLB_USER][k] = c.jump_miss[TLB_USER]
     if not keep_global:
         for i in range(c.jump_global_count[TLB_USER]):
             k = c.jump_global[TLB_USER][i]
-            c.jump_cache[TLB_USER][k] = c.jump_miss
-        _flush_second_jumps(c, False)
-        return
-    for i in range(c.second_local_count):
-        k = c.second_local[i]
-        if c.second_pc[k] - start < size:
-            c.second_key[k] = NO_KEY
+            c.jump_cache[TLB_USER][k] = c.jump_miss[TLB_USER]
+    _flush_second_jumps(c, keep_global)
 
 
 @cython.cfunc
@@ -859,9 +862,10 @@ def _keep_space(c: cython.pointer(VCpu), pcid: uint32_t) -> cython.void:
     space.pcid = pcid
     space.mode = c.table_mode[TLB_USER]
     space.kept = c.n_switches
+    space.second = c.second_now[TLB_USER]
     for i in range(c.jump_local_count[TLB_USER]):
         k = c.jump_local[TLB_USER][i]
-        if c.jump_cache[TLB_USER][k] != c.jump_miss and count < SPACE_SIZE:
+        if c.jump_cache[TLB_USER][k] != c.jump_miss[TLB_USER] and count < SPACE_SIZE:
             space.pc[count] = c.jump_pc[k]
             space.host[count] = c.jump_cache[TLB_USER][k]
             count += 1
@@ -879,6 +883,7 @@ def _restore_space(c: cython.pointer(VCpu), pcid: uint32_t) -> cython.void:
     if space == cython.NULL or space.mode != c.table_mode[TLB_USER]:
         return
     c.n_spaces_found += 1
+    c.second_now[TLB_USER] = space.second
     memcpy(c.jump_pages, space.pages, cython.sizeof(space.pages))
     for i in range(space.count):
         k = jump_hash(space.pc[i])  # noqa: F821, ours, inline in the .pxd
@@ -917,11 +922,12 @@ def init_tlb(c):
     i: cython.int
     memset(c.itlb_va, 0xFF, cython.sizeof(c.itlb_va))
     for t in range(TLB_COUNT):
+        _new_key(c, t)
         c.tlb_key[t] = t + 1
         c.tag_r[t][0] = empty_tag(0)
         c.tag_w[t][0] = empty_tag(0)
         for i in range(JUMP_SIZE):
-            c.jump_cache[t][i] = c.jump_miss
+            c.jump_cache[t][i] = c.jump_miss[t]
 
 
 def empty_tlb(c):
@@ -1013,26 +1019,18 @@ def _is_global_target(c: cython.pointer(VCpu), table: cython.int, pc: uint64_t) 
     return pc >> 63 != 0 and c.itlb_va[table][i] == pc & ~0xFFF and c.itlb_global[table][i] != 0
 
 
-def second_insert(c, table, pc, host):
-    i: cython.int
-    k: cython.int = second_hash(pc)  # noqa: F821, ours, inline in the .pxd
-    if not _is_global_target(c, table, pc):
-        if c.second_local_count == JUMP_SECOND:  # entries were listed again and again
-            for i in range(JUMP_SECOND):
-                c.second_key[c.second_local[i]] = NO_KEY
-            c.second_local_count = 0
-        c.second_local[c.second_local_count] = cython.cast(uint16_t, k)
-        c.second_local_count += 1
-    c.second_pc[k] = pc
-    c.second_key[k] = cython.cast(uint64_t, c.jump_generation) << 32 | c.mode
-    c.second_host[k] = host
-
-
-def jump_cache_insert(c, table, pc, host):
+def jump_cache_insert(c, table, pc, host, entry):
     k: cython.int = jump_hash(pc)  # noqa: F821, ours, inline in the .pxd
+    second: cython.int
     bit: uint64_t = _jump_bit(pc)
     listed: cython.int = c.jump_listed[table][k]
-    if _is_global_target(c, table, pc) and not listed & 1:
+    is_global: cython.bint = _is_global_target(c, table, pc)
+    if c.jump_cache[table][k] != c.jump_miss[table] and (pc >> 63 == 0 if table == TLB_USER else is_global):
+        second = second_hash(pc, c.second_now[table])  # noqa: F821
+        c.second_pc[second] = pc
+        c.second_key[second] = c.second_now[table]
+        c.second_host[second] = entry
+    if is_global and not listed & 1:
         if not listed & 2:
             c.jump_global[table][c.jump_global_count[table]] = cython.cast(uint16_t, k)
             c.jump_global_count[table] += 1

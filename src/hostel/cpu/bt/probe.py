@@ -49,7 +49,8 @@ class Probe:
         c.slot_count = ram.count
         c.index = index
         c.vcpus = vcpus
-        c.jump_miss = 0x1234
+        for i in range(3):
+            c.jump_miss[i] = 0x1234
         mmu.init_tlb(c)
         system.reset(c)
         i: cython.int
@@ -237,7 +238,7 @@ class Probe:
         slot.dirty[(gpa - slot.gpa) >> 12] = 0
 
     def jump_insert(self, table: cython.int, pc: uint64_t, host: uint64_t):
-        mmu.jump_cache_insert(self.c, table, pc, host)
+        mmu.jump_cache_insert(self.c, table, pc, host, host)
 
     def jump(self, table: cython.int, pc: uint64_t) -> int:
         return self.c.jump_cache[table][mmu.jump_hash(pc)]

@@ -112,7 +112,6 @@ from cython.cimports.hostel.cpu.bt.mmu import (
     note_watched,
     raise_error,
     raise_exception,
-    second_insert,
 )
 from cython.cimports.hostel.cpu.bt.msr import tell_of_stop, update_kvmclock
 from cython.cimports.hostel.cpu.bt.piecewise import peek, read_pieces, stage, writable, write_pieces
@@ -310,11 +309,12 @@ def _flags_out(c: cython.pointer(VCpu)) -> cython.void:
 class BtEngine:
     """The binary translator for one machine: ``cpus`` vCPUs over ``ram``, which must be complete.
 
-    ``code_size``: bytes for translated code; when they are full, it starts anew. ``verify``: of so many blocks one is
-    proved harmless before it runs (verify.py); 0: none. A block that isn't ends the run with EXIT_ERROR.
+    ``code_size``: bytes for translated code; when they are full, it starts anew. 0: a sixteenth of the guest's memory,
+    at least 64 MiB and at most 128. ``verify``: of so many blocks one is proved harmless before it runs (verify.py);
+    0: none. A block that isn't ends the run with EXIT_ERROR.
     """
 
-    def __cinit__(self, ram: Ram, cpus: cython.int, code_size: cython.size_t = 64 << 20, verify: cython.int = -1):
+    def __cinit__(self, ram: Ram, cpus: cython.int, code_size: cython.size_t = 0, verify: cython.int = -1):
         i: cython.int
         if not 1 <= cpus <= 16:
             raise MachineError(f"{cpus} vCPUs: a machine has 1 to 16")
@@ -328,9 +328,13 @@ class BtEngine:
         self.vcpus = []
         memset(cython.address(self.cache), 0, cython.sizeof(self.cache))
         mmu.on_code_write = _code_written
-        self.cache.code_size = code_size
         self.cache.slots = ram.slots
         self.cache.n_slots = ram.count
+        if not code_size:
+            for i in range(ram.count):
+                code_size += ram.slots[i].size >> 4
+            code_size = min(max(code_size & ~cython.cast(cython.size_t, 0xFFFFF), 64 << 20), 128 << 20)
+        self.cache.code_size = code_size
         if setup(cython.address(self.cache)) != 0:
             raise MemoryError_("no address space left for the translator's cache")
         self.cache.translation = cython.address(self.translation)
@@ -499,7 +503,7 @@ class BtEngine:
         if self.layout is None:
             places = {
                 "leave_mem": m.leave_site_mem - m.code, "leave_host": m.leave_site_host - m.code,
-                "miss": m.miss - m.code, "look_up": m.look_up - m.code,
+                "look_up": m.look_up - m.code, "miss": [m.miss[i] - m.code for i in range(3)],
                 "second_tlb": [m.second_tlb[i] - m.code for i in range(12)],
             }  # fmt: skip
             sizes = {"tlb": TLB_SIZE, "jump": JUMP_SIZE}
@@ -606,7 +610,8 @@ class BtVcpu(Vcpu):
         c.apic = cython.NULL
         if index == 0:
             prepare(self.m, c)
-        c.jump_miss = text(self.m, self.m.miss)
+        for i in range(3):
+            c.jump_miss[i] = text(self.m, self.m.miss[i])
         c.behind = self.m.behind
         c.code_run = cython.cast(uint64_t, self.m.run)
         c.poll_word = 0
@@ -802,7 +807,7 @@ class BtVcpu(Vcpu):
             "tlb_misses": c.n_tlb_miss,
             "tlb_fills": c.n_tlb_fill,
             "tlb_flushes": c.n_tlb_flush,
-            "jump_flushes": c.jump_generation,
+            "jump_flushes": c.n_jump_flush,
             "switches": c.n_switches,
             "spaces_found": c.n_spaces_found,
             "lookups": c.n_lookups,
@@ -1160,8 +1165,7 @@ class BtVcpu(Vcpu):
                 flush_jumps(c)
                 c.table_mode[tlb] = c.mode
                 c.table_base = c.seg[CS].base
-            jump_cache_insert(c, tlb, c.rip, text(m, m.code + b.pad))
-            second_insert(c, tlb, c.rip, text(m, m.code + b.entry_mem))
+            jump_cache_insert(c, tlb, c.rip, text(m, m.code + b.pad), text(m, m.code + b.entry_mem))
         c.host_pc = text(m, m.code + b.entry_mem)
         return GO_RESUME
 

@@ -6,6 +6,7 @@ from hostel.cpu.bt.vcpu cimport VCpu
 
 cdef Offsets off
 cdef void prepare(Cache* m, VCpu* c) noexcept nogil
+cdef void second_jump(Code* e, Cache* m, int tlb) noexcept nogil
 cdef void second_tlb(Code* e, Cache* m, int tlb, bint write, bint distance) noexcept nogil
 cdef void fx(Code* e, int digit) noexcept nogil
 cdef void vectors(Code* e, bint store, int first) noexcept nogil

@@ -99,6 +99,7 @@ def prepare(m, c):
         off.fast_ss[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.fast_ss[i])) - base)
     off.kernel_gs_base = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.msr_kernel_gs_base)) - base)
     for i in range(3):
+        off.second_now[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.second_now[i])) - base)
         off.table_mode[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.table_mode[i])) - base)
     for i in range(6):
         off.selector[i] = cython.cast(uint32_t, cython.cast(cython.size_t, cython.address(c.seg[i].selector)) - base)
@@ -171,27 +172,14 @@ def prepare(m, c):
     e1(cython.address(e), 0x5B)
     e1(cython.address(e), 0xC3)
     align(cython.address(e), 16)
-    # miss: the target in s1 isn't (alone) in the jump cache; look in the second one before leaving
-    m.miss = e.p
-    op_rr(cython.address(e), 4, 0x69, S2, S1)  # imul s2d, s1d, 0x9E3779B1
-    e4(cython.address(e), 0x9E3779B1)
-    shift_ri(cython.address(e), 4, 5, S2, 20)
-    gs_op_index(cython.address(e), 0x3B, S1, S2, off.second_pc)
-    hole = jcc_hole(cython.address(e), CC_NE)
-    gs_load(cython.address(e), S1, off.mode)  # and jump_generation
-    gs_op_index(cython.address(e), 0x3B, S1, S2, off.second_key)
-    stale: cython.pointer(uint8_t) = jcc_hole(cython.address(e), CC_NE)
-    gs_op_index(cython.address(e), 0x8B, S1, S2, off.second_pc)
-    op_ri(cython.address(e), 8, 4, S1, -4096)
-    gs_store(cython.address(e), off.pc_page, S1)
-    gs_op_index(cython.address(e), 0xFF, 4, S2, off.second_host)
-    fill_hole(stale, e.p)
-    gs_op_index(cython.address(e), 0x8B, S1, S2, off.second_pc)
-    fill_hole(hole, e.p)
     m.look_up = e.p
     gs_store_imm32(cython.address(e), off.site, 0)
     jmp_to(cython.address(e), m.leave_mem)
     align(cython.address(e), 16)
+    for i in range(3):
+        m.miss[i] = e.p
+        second_jump(cython.address(e), m, i)
+        align(cython.address(e), 16)
     for i in range(12):
         m.second_tlb[i] = e.p
         second_tlb(cython.address(e), m, i % 6 >> 1, i & 1, i >= 6)
@@ -221,6 +209,28 @@ def prepare(m, c):
     align(cython.address(e), 64)
     m.free = e.p
     m.start = e.p
+
+
+def second_jump(e, m, tlb):
+    """The target in s1 isn't in its jump cache, or shares its place there: look in the second one before leaving."""
+    gs_load(e, S2, off.second_now[tlb])  # second_hash
+    op_rr(e, 4, 0x03, S2, S1)  # add s2d, s1d
+    op_rr(e, 4, 0x69, S2, S2)  # imul s2d, s2d, 0x9E3779B1
+    e4(e, 0x9E3779B1)
+    shift_ri(e, 4, 5, S2, 19)
+    gs_op_index(e, 0x3B, S1, S2, off.second_pc)
+    other: cython.pointer(uint8_t) = jcc_hole(e, CC_NE)
+    gs_load(e, S1, off.second_now[tlb])
+    gs_op_index(e, 0x3B, S1, S2, off.second_key)
+    stale: cython.pointer(uint8_t) = jcc_hole(e, CC_NE)
+    gs_op_index(e, 0x8B, S1, S2, off.second_pc)
+    op_ri(e, 8, 4, S1, -4096)
+    gs_store(e, off.pc_page, S1)
+    gs_op_index(e, 0xFF, 4, S2, off.second_host)
+    fill_hole(stale, e.p)
+    gs_op_index(e, 0x8B, S1, S2, off.second_pc)
+    fill_hole(other, e.p)
+    jmp_to(e, m.look_up)
 
 
 def second_tlb(e, m, tlb, write, distance):
@@ -373,10 +383,12 @@ def stub_names(m_address: cython.size_t) -> dict:
     """Names of places among the stubs, by offset in the code memory; for tools/showblock."""
     m: cython.pointer(Cache) = cython.cast(cython.pointer(Cache), m_address)
     names = {
-        m.leave_site_mem - m.code: "leave", m.leave_site_host - m.code: "leave, flags first", m.miss - m.code: "miss",
+        m.leave_site_mem - m.code: "leave", m.leave_site_host - m.code: "leave, flags first",
         m.look_up - m.code: "look_up",
     }  # fmt: skip
     tables = ("user", "kernel", "kernel_ac")
+    for i in range(3):
+        names[m.miss[i] - m.code] = f"miss[{tables[i]}]"
     for i in range(12):
         what = f"{tables[i % 6 >> 1]}, {'write' if i & 1 else 'read'}{', distance' if i >= 6 else ''}"
         names[m.second_tlb[i] - m.code] = f"second_tlb[{what}]"

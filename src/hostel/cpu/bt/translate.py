@@ -743,7 +743,7 @@ def landing_pad(t, pc):
     else:
         mov_ri(e, S2, pc)
         op_rr(e, 8, 0x39, S2, S1)
-    fill_hole(jcc_hole(e, CC_NE), t.m.miss)
+    fill_hole(jcc_hole(e, CC_NE), t.m.miss[t.table])
     if t.pic:
         keep_page(t, pc)
     align(e, 8)

@@ -127,6 +127,7 @@ cdef struct Offsets:             # of VCpu's fields from GS
     uint32_t behind, code_run
     uint32_t second_pc
     uint32_t second_key
+    uint32_t second_now[3]
     uint32_t second_host
     uint32_t selector[6]
     uint32_t kernel_gs_base

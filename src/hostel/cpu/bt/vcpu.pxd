@@ -10,7 +10,7 @@ cdef enum:
     ITLB_SIZE = 256
     SECOND_SIZE = 1024
     JUMP_SIZE = 65536         # entries of a jump cache: by the target's low 16 bits, which MOVZX takes without the flags
-    JUMP_SECOND = 4096        # entries behind it
+    JUMP_SECOND = 8192        # entries behind it
 
 cdef enum:                    # TLB tables: what may be touched depends on who asks
     TLB_USER = 0              # CPL 3
@@ -104,6 +104,7 @@ cdef struct Space:               # user mode's jump cache of an address space th
     uint32_t mode
     int32_t count
     uint64_t kept                # when, in switches: the oldest makes room
+    uint64_t second              # its second_now
     uint64_t pages[32]           # the lower half of jump_pages
     uint64_t pc[SPACE_SIZE]
     uint64_t host[SPACE_SIZE]
@@ -128,7 +129,7 @@ cdef struct VCpu:
     uint64_t target                     # translated code: s1 at the exit (jump target, address ...)
     uint64_t host_pc                    # where translated code goes on, if it does
     uint32_t mode                       # MODE_*
-    uint32_t jump_generation            # behind mode: translated code compares the two as one
+    uint32_t pad2
     uint32_t exit_code
     uint32_t pad1
     # -- segments and system registers
@@ -192,7 +193,7 @@ cdef struct VCpu:
     # -- counters
     uint64_t n_exits[64]
     uint64_t n_tlb_miss, n_tlb_fill, n_tlb_flush, n_exceptions, n_interrupts, n_system
-    uint64_t n_lookups, n_polls, n_twin, n_smc, n_syscalls
+    uint64_t n_lookups, n_jump_flush, n_polls, n_twin, n_smc, n_syscalls
     uint64_t n_exception[32]
     uint64_t n_insns                    # instructions run while `counting`
     uint64_t count_spill                # translated code: a register that counting borrows
@@ -208,7 +209,7 @@ cdef struct VCpu:
     uint8_t itlb_global[TLB_COUNT][ITLB_SIZE]
     uint64_t jump_cache[TLB_COUNT][JUMP_SIZE]     # host addresses of landing pads, hashed by target
     uint64_t jump_pc[JUMP_SIZE]              # of TLB_USER's: the targets, which the pads of MODE_PIC don't know
-    uint64_t jump_miss                       # what an empty jump_cache entry holds: the miss stub
+    uint64_t jump_miss[TLB_COUNT]            # what an empty jump_cache entry holds: the miss stub
     # -- which entries of these caches are in use, so that a flush costs what was filled (mmu.py)
     int32_t tlb_local_count[TLB_COUNT]
     int32_t tlb_global_count[TLB_COUNT]
@@ -237,13 +238,13 @@ cdef struct VCpu:
     uint64_t second_page[SECOND_SIZE]
     uint32_t* behind                         # where translated code goes on when it found its page there: Cache.behind
     uint64_t code_run                        # what that counts from: Cache.run
-    # -- behind the jump cache, for targets that share an entry there: valid while mode and jump_generation are those of
-    # the key
+    # -- behind the jump cache, for targets that share an entry there: valid where the key is second_now of who asks.
+    # Each address space has keys of its own for user mode, so that its entries outlive switches (mmu.py)
+    uint64_t second_now[TLB_COUNT]
+    uint64_t second_last                     # the last key that was given out
     uint64_t second_pc[JUMP_SECOND]
     uint64_t second_key[JUMP_SECOND]
     uint64_t second_host[JUMP_SECOND]
-    uint16_t second_local[JUMP_SECOND]       # entries whose targets aren't global: a flush that keeps those empties them
-    int32_t second_local_count
     Space spaces[SPACES]
     uint32_t space_generation
     uint64_t n_switches, n_spaces_found

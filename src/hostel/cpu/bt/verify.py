@@ -56,7 +56,7 @@ FIELDS = {
     "n_insns": (8, READ | WRITE), "count_spill": (8, READ | WRITE), "pc_page": (8, READ | WRITE),
 }  # fmt: skip
 
-STUBS = ("leave_mem", "leave_host", "miss", "look_up")
+STUBS = ("leave_mem", "leave_host", "look_up")
 
 Value = tuple[Any, int]        # (core, constant)
 
@@ -87,6 +87,7 @@ class Layout:
         self.tlb_mask = sizes["tlb"] - 1
         self.poll = offsets["poll"]
         self.stubs = {stubs[name]: name for name in STUBS}
+        self.misses: list[int] = stubs["miss"]
         self.second = {place: number for number, place in enumerate(stubs["second_tlb"])}
 
 
@@ -339,7 +340,9 @@ class Verifier:
                 at += i["length"]
 
     def _leads_out(self, target: int) -> bool:
-        return target in self.layout.stubs or target in self.layout.second or self.links(target)
+        layout = self.layout
+        missed = target == layout.misses[self.block.table]
+        return missed or target in layout.stubs or target in layout.second or self.links(target)
 
     def _no_overlap(self) -> None:
         end = -1
