@@ -575,6 +575,30 @@ both:   mov     rax, WINDOW + 0x1000
     assert misses < 500 if kept else misses > 1000  # 400 are the kernel's own, whose page isn't global
 
 
+def test_a_block_that_dies_of_its_own_accessed_bit():
+    """Its bytes lie around the entry that maps its operand: the check is repeated, but in nothing of the dead block."""
+    said = run(HEAD + """
+        .set    AT, PTE + 8*100
+main:   mov     rax, FRAMES + 0x1003
+        mov     [AT + 8], rax
+        mov     qword ptr [FRAMES + 0x1000], 0x1234
+        mov     rdi, WINDOW + 4096*101
+        mov     dword ptr [AT], 0xEB078B48      // mov rax, [rdi]; jmp behind the entry
+        mov     byte ptr [AT + 4], 11
+        mov     byte ptr [AT + 16], 0xC3
+        mov     ebx, 3
+1:      mov     eax, AT
+        call    rax
+        SAY     rax
+        and     byte ptr [AT + 8], ~0x20
+        invlpg  [rdi]
+        dec     ebx
+        jnz     1b
+        QUIT
+""")
+    assert said == [0x1234] * 3
+
+
 def test_large_and_huge_pages():
     said = run(FRAMES_NUMBERED + """
         // 2 MiB: FRAMES lies at 4 MiB

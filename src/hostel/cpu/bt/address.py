@@ -2,6 +2,7 @@
 
 import cython
 from cython.cimports.hostel.cpu.bt.cache import (
+    JUMP_BYTES,
     SITE_ALIGNED,
     SITE_ATOMIC,
     SITE_DISTANCE,
@@ -32,6 +33,7 @@ from cython.cimports.hostel.cpu.bt.emit import (
     mov_rr,
     mov_rr32,
     mov_site,
+    nops,
     op_mem,
     op_ri,
     op_rr,
@@ -308,12 +310,20 @@ def _look_up(
     constant: cython.bint = _is_constant(t, a)
     fixed: cython.bint = distance and _is_fixed(t, a, size)
     index: uint32_t = 0
+    start = e.p
     if fixed:
         t.in_s1 = -1
         kind = COLD_MEM  # of a window, too: no page ends in it
     else:
         address_to_s1(t, a)
-    start = e.p
+    # The first bytes of a dead block are a jump. The monitor must not come back into the middle of it.
+    entry: uint32_t = max(t.m.blocks[t.block].entry_mem, t.m.blocks[t.block].entry_host)
+    room: int64_t = e.p - t.m.code - entry
+    if room >= JUMP_BYTES:
+        start = e.p
+    elif start != t.m.code + entry:
+        nops(e, cython.cast(cython.int, JUMP_BYTES - room))
+        start = e.p
     if constant:
         index = 8 * (cython.cast(uint32_t, _constant(a) >> 12) & (TLB_SIZE - 1))
     else:

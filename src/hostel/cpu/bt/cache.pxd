@@ -119,6 +119,7 @@ cdef enum:
     MAX_FAULTS = 1 << 20
     MAX_POOL = 1 << 18
     MAX_VCPUS = 16
+    JUMP_BYTES = 5               # of each entry of a block, for the jump that it is when the block is dead
     WRITES_BORNE = 16            # so many writes to a page with code drop the blocks that they meet, one more drops all
     DROP_SHIFT = 12              # Cache.written: writes below, drops above, each of which doubles what is borne
     MOST_DROPS = 8
