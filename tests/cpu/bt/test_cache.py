@@ -175,6 +175,40 @@ def test_two_machines_translate_at_once():
         assert vcpu.save_state().registers[0] == 20000 * ((step << 24) + 0x1000 + 2 * step)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("op", ["add rax, [rsi]", "mov [rsi], rax", "add [rsi], rax", "xchg [rsi], rax"])
+def test_accesses_across_pages(op: str, apart: bool):
+    """They need the monitor where the pages aren't neighbours in the host's memory."""
+    body = assemble(
+        f"""
+        mov     ecx, 100
+        mov     eax, 3
+        lea     rsi, [rdi + 0xffc]
+    1:  {op}
+        dec     ecx
+        jnz     1b
+        int3
+        """, CODE, runtime=False)  # fmt: skip
+    ram, vcpu, _ = machine_of(body)
+    space = Space(ram, free=0x80000)
+    space.cr3 = vcpu.save_state().cr3
+    second = 0x310000 if apart else 0x301000
+    space.map(DATA + 0x1000, second, 0x1000, P | W)
+    before = 0x1_0000_0005
+    ram.write(0x300FFC, before.to_bytes(8, "little")[:4])
+    ram.write(second, before.to_bytes(8, "little")[4:])
+    vcpu.run_py()
+    assert vcpu.take_exception()[0] == 3
+    after = int.from_bytes(ram.read(0x300FFC, 4) + ram.read(second, 4), "little")
+    rax = vcpu.save_state().registers[0]
+    assert (rax, after) == {
+        "add rax, [rsi]": (3 + 100 * before, before), "mov [rsi], rax": (3, 3),
+        "add [rsi], rax": (3, before + 300), "xchg [rsi], rax": (3, before),
+    }[op]  # fmt: skip
+    exits = vcpu.statistics()["exits"]["memory"]
+    assert exits >= 100 if apart else exits < 10
+
+
 @pytest.mark.parametrize(("mib", "want"), [(16, 64), (1024, 64), (1040, 65), (4096, 128)])
 def test_code_memory_grows_with_the_guest(mib: int, want: int):
     ram = Ram()

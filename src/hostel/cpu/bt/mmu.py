@@ -11,8 +11,8 @@ are entered in 4 KiB pieces; ``large_pages`` and ``giant_pages`` remember, by ha
 so that INVLPG can drop all pieces of a page and yet costs nothing for ordinary pages.
 
 PCIDs: the tables hold one address space. A CR3 write drops all that is not global, which the SDM allows
-(vol. 3, 4.10.4.1), but the jump cache of user mode: that is put away and comes back when the guest says by bit 63 of
-CR3 that it is still good, as each of its entries costs a look-up through the monitor to find again.
+(vol. 3, 4.10.4.1), but puts away what costs a look-up through the monitor to find again, user mode's jump cache and the
+pages that came last. They come back when the guest says by bit 63 of CR3 that they are still good.
 
 Threads: only the owner touches a VCpu's caches, but for ``protect_page``, which clears tags from any thread.
 """
@@ -28,7 +28,9 @@ from cython.cimports.hostel.cpu.bt.vcpu import (
     JUMP_SIZE,
     MODE_CODE64,
     SECOND_SIZE,
+    SPACE_PAGES,
     SPACE_SIZE,
+    SPACE_WRITE,
     SPACES,
     TLB_BITS,
     TLB_COUNT,
@@ -406,6 +408,27 @@ def _empty_table(c: cython.pointer(VCpu), table: cython.int) -> cython.void:
 
 
 @cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _list(c: cython.pointer(VCpu), table: cython.int, index: cython.int, is_global: cython.bint) -> cython.void:
+    """Note an entry that is about to be filled, for flushes."""
+    if c.tlb_local_count[table] + c.tlb_global_count[table] == TLB_MOST:
+        _empty_table(c, table)
+    listed: cython.int = c.tlb_listed[table][index]
+    if is_global:
+        if not listed & 2:
+            c.tlb_global[table][c.tlb_global_count[table]] = index
+            c.tlb_global_count[table] += 1
+            c.tlb_listed[table][index] = cython.cast(uint8_t, listed | 2)
+    elif not listed & 1:
+        c.tlb_local[table][c.tlb_local_count[table]] = index
+        c.tlb_local_count[table] += 1
+        c.tlb_listed[table][index] = cython.cast(uint8_t, listed | 1)
+    c.tlb_is_global[table][index] = is_global
+
+
+@cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def _enter(
@@ -420,19 +443,7 @@ def _enter(
         direct = False  # the first write must come here, to mark the page
     if direct:
         slot.dirty[page] = 1
-    if c.tlb_local_count[table] + c.tlb_global_count[table] == TLB_MOST:
-        _empty_table(c, table)
-    listed: cython.int = c.tlb_listed[table][index]
-    if is_global:
-        if not listed & 2:
-            c.tlb_global[table][c.tlb_global_count[table]] = index
-            c.tlb_global_count[table] += 1
-            c.tlb_listed[table][index] = cython.cast(uint8_t, listed | 2)
-    elif not listed & 1:
-        c.tlb_local[table][c.tlb_local_count[table]] = index
-        c.tlb_local_count[table] += 1
-        c.tlb_listed[table][index] = cython.cast(uint8_t, listed | 1)
-    c.tlb_is_global[table][index] = is_global
+    _list(c, table, index, is_global)
     host: uint64_t = cython.cast(uint64_t, slot.host) + (page << 12)
     c.distance[table][index] = host - va
     c.tag_r[table][index] = va
@@ -845,6 +856,69 @@ def _space(c: cython.pointer(VCpu), pcid: uint32_t) -> cython.pointer(Space):
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def _keep_pages(c: cython.pointer(VCpu), space: cython.pointer(Space)) -> cython.void:
+    """Those that came last, of each table."""
+    t: cython.int
+    i: cython.int
+    k: cython.int
+    count: cython.int = 0
+    for t in range(TLB_COUNT):
+        i = c.tlb_local_count[t]
+        while i and count < SPACE_PAGES:
+            i -= 1
+            k = c.tlb_local[t][i]
+            if c.tag_r[t][k] != empty_tag(k) and not c.tlb_is_global[t][k]:
+                space.page[count] = c.tag_r[t][k] | t | (SPACE_WRITE if c.tag_w[t][k] == c.tag_r[t][k] else 0)
+                space.page_host[count] = c.tag_r[t][k] + c.distance[t][k]
+                count += 1
+    space.page_count = count
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _is_direct(c: cython.pointer(VCpu), host: uint64_t) -> cython.bint:
+    """Whether a page that could be written straight still can."""
+    i: cython.int
+    page: uint64_t
+    for i in range(c.slot_count):
+        page = host - cython.cast(uint64_t, c.slots[i].host)
+        if page < c.slots[i].size:
+            page >>= 12
+            return c.slots[i].code[page] == 0 and c.slots[i].dirty[page] != 0
+    return False
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _restore_pages(c: cython.pointer(VCpu), space: cython.pointer(Space)) -> cython.void:
+    i: cython.int
+    t: cython.int
+    k: cython.int
+    va: uint64_t
+    for i in range(space.page_count):
+        t = space.page[i] & 3
+        va = space.page[i] & ~0xFFF
+        k = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
+        if c.tag_r[t][k] == empty_tag(k):
+            _list(c, t, k, False)
+            c.distance[t][k] = space.page_host[i] - va
+            c.tag_r[t][k] = va
+            if space.page[i] & SPACE_WRITE and _is_direct(c, space.page_host[i]):
+                c.tag_w[t][k] = va
+    full_fence()  # as in _enter
+    for i in range(space.page_count):
+        t = space.page[i] & 3
+        va = space.page[i] & ~0xFFF
+        k = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
+        if c.tag_w[t][k] == va and not _is_direct(c, space.page_host[i]):
+            c.tag_w[t][k] = empty_tag(k)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def _keep_space(c: cython.pointer(VCpu), pcid: uint32_t) -> cython.void:
     i: cython.int
     k: cython.int
@@ -863,6 +937,7 @@ def _keep_space(c: cython.pointer(VCpu), pcid: uint32_t) -> cython.void:
     space.mode = c.table_mode[TLB_USER]
     space.kept = c.n_switches
     space.second = c.second_now[TLB_USER]
+    _keep_pages(c, space)
     for i in range(c.jump_local_count[TLB_USER]):
         k = c.jump_local[TLB_USER][i]
         if c.jump_cache[TLB_USER][k] != c.jump_miss[TLB_USER] and count < SPACE_SIZE:
@@ -880,7 +955,10 @@ def _restore_space(c: cython.pointer(VCpu), pcid: uint32_t) -> cython.void:
     i: cython.int
     k: cython.int
     space: cython.pointer(Space) = _space(c, pcid)
-    if space == cython.NULL or space.mode != c.table_mode[TLB_USER]:
+    if space == cython.NULL:
+        return
+    _restore_pages(c, space)
+    if space.mode != c.table_mode[TLB_USER]:
         return
     c.n_spaces_found += 1
     c.second_now[TLB_USER] = space.second
@@ -937,6 +1015,15 @@ def empty_tlb(c):
 
 
 @cython.cfunc
+@cython.inline
+@cython.nogil
+@cython.exceptval(check=False)
+def _drop_second(c: cython.pointer(VCpu), k: cython.int) -> cython.void:
+    c.second_read[k] = 0
+    c.second_write[k] = 0
+
+
+@cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def _drop_region(c: cython.pointer(VCpu), va: uint64_t, shift: cython.int) -> cython.void:
@@ -959,6 +1046,9 @@ def _drop_region(c: cython.pointer(VCpu), va: uint64_t, shift: cython.int) -> cy
         for i in range(ITLB_SIZE):
             if c.itlb_va[t][i] >> shift == region:
                 c.itlb_va[t][i] = 1
+    for i in range(SECOND_SIZE):
+        if c.second_va[i] >> shift == region:
+            _drop_second(c, i)
     _drop_jumps(c, va, shift)
 
 
@@ -989,7 +1079,6 @@ def flush_page(c, va):
     k: cython.int = cython.cast(cython.int, (va >> 12) & (TLB_SIZE - 1))
     base: uint64_t = va & ~0xFFF
     bit: uint64_t = (va >> 30) & 4095
-    _change_keys(c)
     if c.giant_pages[bit >> 6] >> (bit & 63) & 1:
         _drop_region(c, va, 30)
         return
@@ -1003,6 +1092,9 @@ def flush_page(c, va):
             c.tag_w[t][k] = empty_tag(k)
         if c.itlb_va[t][k & (ITLB_SIZE - 1)] == base:
             c.itlb_va[t][k & (ITLB_SIZE - 1)] = 1
+    k = second_index(va)  # noqa: F821, ours, inline in the .pxd
+    if c.second_va[k] == base:
+        _drop_second(c, k)
     # a block may begin on the page before
     if _may_jump_to(c, va) or _may_jump_to(c, va - 4096):
         _drop_jumps(c, va, 12)

@@ -236,9 +236,10 @@ def second_jump(e, m, tlb):
 def second_tlb(e, m, tlb, write, distance):
     """The address in s1 isn't in its TLB (or crosses a page), the site in s2 says whose it is: look in the second one.
 
-    The page found, go on behind the site's check, the host's address or the ``distance`` to it in s1. Those that start
-    in a page's last 63 bytes leave.
+    The page found, go on behind the site's check, the host's address or the ``distance`` to it in s1. From a page's
+    last 63 bytes on this works where the TLB has the next page as well, and the two are neighbours in the host, too.
     """
+    tags: uint32_t = off.tag_w[tlb] if write else off.tag_r[tlb]
     gs_op(e, 4, 0x89, S2, off.site)
     gs_store(e, off.target, S1)
     mov_rr32(e, S2, S1)
@@ -256,6 +257,7 @@ def second_tlb(e, m, tlb, write, distance):
     gs_op_index(e, 0x03, S1, S2, off.second_page)
     if distance:
         gs_op(e, 8, 0x2B, S1, off.target)
+    found: cython.pointer(uint8_t) = e.p
     gs_op(e, 4, 0x8B, S2, off.site)
     shift_ri(e, 8, 4, S2, 2)
     gs_op(e, 8, 0x03, S2, off.behind)
@@ -264,6 +266,30 @@ def second_tlb(e, m, tlb, write, distance):
     op_rr(e, 4, 0xFF, 4, S2)
     fill_hole(wrong, e.p)
     fill_hole(other, e.p)
+    gs_load(e, S1, off.target)
+    mov_rr32(e, S2, S1)
+    shift_ri(e, 4, 5, S2, 12)
+    gs_op_index(e, 0x33, S1, S2, tags)
+    op_ri(e, 8, 7, S1, 4095)
+    absent: cython.pointer(uint8_t) = jcc_hole(e, CC_A)
+    gs_op_index(e, 0x8B, S1, S2, off.distance[tlb])
+    gs_store(e, off.scratch, S1)
+    gs_load(e, S1, off.target)
+    op_ri(e, 8, 0, S1, 4096)  # add
+    mov_rr32(e, S2, S1)
+    shift_ri(e, 4, 5, S2, 12)
+    gs_op_index(e, 0x33, S1, S2, tags)
+    op_ri(e, 8, 7, S1, 4095)
+    absent_next: cython.pointer(uint8_t) = jcc_hole(e, CC_A)
+    gs_load(e, S1, off.scratch)
+    gs_op_index(e, 0x3B, S1, S2, off.distance[tlb])
+    apart: cython.pointer(uint8_t) = jcc_hole(e, CC_NE)
+    if not distance:
+        gs_op(e, 8, 0x03, S1, off.target)
+    jmp_to(e, found)
+    fill_hole(absent, e.p)
+    fill_hole(absent_next, e.p)
+    fill_hole(apart, e.p)
     gs_load(e, S1, off.target)
     jmp_to(e, m.leave_mem)
 

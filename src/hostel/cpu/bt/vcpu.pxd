@@ -17,8 +17,10 @@ cdef enum:                    # TLB tables: what may be touched depends on who a
     TLB_KERNEL = 1            # CPL < 3, supervisor pages only (SMAP on, AC = 0)
     TLB_KERNEL_AC = 2         # CPL < 3, all pages (SMAP off, or AC = 1)
     TLB_COUNT = 3
-    SPACES = 8                # PCIDs whose jump caches are kept while another is current; Linux uses 6 on a processor
+    SPACES = 8                # PCIDs of which something is kept while another is current; Linux uses 6 on a processor
     SPACE_SIZE = 16384        # targets kept of each
+    SPACE_PAGES = 512         # pages kept of each
+    SPACE_WRITE = 4
 
 cdef enum:                    # kinds of access
     ACCESS_READ = 0
@@ -98,13 +100,16 @@ cdef struct Table:            # GDTR, IDTR
     uint64_t base
     uint16_t limit
 
-cdef struct Space:               # user mode's jump cache of an address space that isn't current
+cdef struct Space:               # of an address space that isn't current: user mode's jump cache, and pages of the TLBs
     uint32_t pcid
     uint32_t generation          # valid while it is the vCPU's space_generation
     uint32_t mode
     int32_t count
     uint64_t kept                # when, in switches: the oldest makes room
     uint64_t second              # its second_now
+    int32_t page_count
+    uint64_t page[SPACE_PAGES]   # an address, its table in bits 1:0, SPACE_WRITE
+    uint64_t page_host[SPACE_PAGES]
     uint64_t pages[32]           # the lower half of jump_pages
     uint64_t pc[SPACE_SIZE]
     uint64_t host[SPACE_SIZE]
@@ -230,7 +235,7 @@ cdef struct VCpu:
     uint64_t large_pages[64]                 # bit (2 MiB region & 4095): TLBs may hold pieces of a large page there
     uint64_t giant_pages[64]                 # bit (1 GiB region & 4095): the same for pages of 1 GiB
     # -- behind the TLBs, for pages that share an entry there: one table for all, valid for reads or writes where the key
-    # is tlb_key of who asks. A flush of anything changes all keys.
+    # is tlb_key of who asks. A flush changes all keys.
     uint64_t tlb_key[TLB_COUNT]
     uint64_t second_va[SECOND_SIZE]
     uint64_t second_read[SECOND_SIZE]
