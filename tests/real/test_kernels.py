@@ -69,3 +69,28 @@ def test_a_copy_gathers_fresh_entropy(guests, image, monkeypatch):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
         assert complaints(vm) == []
+
+
+def test_patches_itself_under_load(guests, micro):
+    """ftrace puts calls into functions that all four processors run, and takes them out again."""
+    script = """
+        mount -t tracefs none /sys/kernel/tracing && cd /sys/kernel/tracing || exit 1
+        grep -qw function available_tracers || exit 77
+        echo 'vfs_*' '*_fault*' '*mmap*' '*_fork*' 'do_sys*' '*timer*' '*wake_up*' > set_ftrace_filter
+        echo 64 > buffer_size_kb
+        for i in 1 2 3 4; do while :; do /bin/true; done & done
+        for i in $(seq 25); do
+            echo function > current_tracer
+            sleep 0.1
+            echo nop > current_tracer
+        done
+        kill $(jobs -p)
+        wc -l < set_ftrace_filter
+    """
+    with VM.run("micro", cpus=4) as vm:
+        done = vm.exec(["sh", "-c", script], timeout=500)
+        if done.status == 77:
+            pytest.skip("this kernel has no function tracer")
+        assert done.status == 0, done.stderr
+        assert int(done.stdout) > 500
+        assert complaints(vm) == []

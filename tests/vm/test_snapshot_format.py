@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hostel.base.errors import MachineError
 from hostel.client.export import export, import_
 from hostel.client.vm import VM
 
@@ -49,7 +50,10 @@ def take(name: str, kernel: Path, file: Path) -> None:
     kernel.write_bytes(counter())
     with VM.run(name=name, kernel=str(kernel), memory="16M", networks=["none"], rm=True) as vm:
         letters(vm, 20)
-        export(vm.snapshot("one"), file)
+        snapshot = vm.snapshot("one")
+        snapshot.manifest.cpu = []  # it uses nothing of what it was told of: any host goes on with it
+        snapshot.write()
+        export(snapshot, file)
 
 
 def adopt(file: Path, name: str, kernel: Path):
@@ -70,6 +74,17 @@ def test_one_of_an_earlier_format_is_gone_on_with(file, tmp_path, monkeypatch):
     snapshot, last = adopt(file, "old@one", tmp_path / "kernel")
     with VM.run_from(snapshot) as vm:
         assert letters(vm, 20) == after(last, 20)
+
+
+def test_a_processor_may_lack_what_is_only_faster(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOSTEL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("hostel.vm.snapshot.cpu_features", list)
+    snapshot, _ = adopt(max(DATA.glob("snapshot-*.hostel")), "old@one", tmp_path / "kernel")
+    snapshot.manifest.cpu = ["fsrm"]
+    snapshot.open().close()
+    snapshot.manifest.cpu = ["fsrm", "vaes"]
+    with pytest.raises(MachineError, match="needs a processor with vaes$"):
+        snapshot.open()
 
 
 def test_there_is_one_of_the_present_format():

@@ -121,7 +121,7 @@ class Snapshot:
     def open(self) -> Base:
         """Its files, whole and locked; ``MachineError`` where something is missing or damaged, or this host lacks
         what the guest was told that it has."""
-        missing = sorted(set(self.manifest.cpu) - set(cpu_features()))
+        missing = sorted(set(self.manifest.cpu) - set(cpu_features()) - HINTS)
         if missing:
             raise MachineError(f"the snapshot {self.full_name} needs a processor with {', '.join(missing)}")
         if not self.manifest.state:
@@ -314,3 +314,4 @@ GUEST_FEATURES = frozenset(
     "pni ssse3 sse4_1 sse4_2 avx avx2 fma f16c bmi1 bmi2 aes pclmulqdq sha_ni adx movbe popcnt abm rdrand rdseed cx16 "
     "vaes vpclmulqdq gfni clflushopt clwb fsrm".split()
 )
+HINTS = frozenset({"fsrm"})             # what a guest that was told of them goes on without, more slowly at most
