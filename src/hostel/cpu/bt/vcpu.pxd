@@ -203,6 +203,7 @@ cdef struct VCpu:
     uint64_t n_insns                    # instructions run while `counting`
     uint64_t count_spill                # translated code: a register that counting borrows
     uint64_t counting
+    uint64_t pad3[6]                    # so that the tables begin at a line of the host's caches
     # -- translation caches. tag_* hold the page's address where the access may go straight to host memory, else one
     # of another index (mmu.empty_tag). Most of this is never touched.
     uint64_t tag_r[TLB_COUNT][TLB_SIZE]
