@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hostel.client import quick
 from hostel.client.vm import VM
 from hostel.vm import launch, store, zygote
 
@@ -93,6 +94,13 @@ def test_environment_and_errors(begin, monkeypatch):
     out, said = process.communicate()
     assert not out and b"Traceback" in said and b"there is no VM or container named 'none'" in said
     assert process.returncode == 125
+
+
+@pytest.mark.parametrize("command", sorted(quick.COMMANDS))
+def test_help(begin, command):
+    process = begin(command, "--help")
+    out, said = process.communicate()
+    assert out.startswith(b"usage: hostel %s" % command.encode()) and not said and process.returncode == 0
 
 
 def test_signals_reach_it(begin):

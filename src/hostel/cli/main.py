@@ -119,7 +119,10 @@ def _dispatch(argv: list[str]) -> int:
     if "--" in rest:
         at = rest.index("--")
         rest, command = rest[:at], rest[at + 1 :]
-    args = parser.parse_args(rest)
+    try:
+        args = parser.parse_args(rest)
+    except SystemExit as done:  # of --help; in a zygote's child the rest of us is still to come
+        return int(done.code or 0)
     if command and not getattr(module, "TAKES_COMMAND", False):
         parser.error("there is nothing to follow '--'")
     if getattr(module, "TAKES_COMMAND", False):
