@@ -144,6 +144,8 @@ class Maker:
             f["segment"] = rng.choice((4, 5)) if self.mode == 8 else rng.choice((0, 2, 3))
             if self.mode == 8:
                 offset = target - (self.fs_base if f["segment"] == 4 else self.gs_base) & M64
+                if offset + (1 << 47) & M64 >= 1 << 48 > target + (1 << 47) & M64:  # only the sum is canonical
+                    f["segment"], offset = None, target  # a Zen 5 refuses it, others don't
         elif rng.random() < 0.04:
             f["segment"] = rng.choice((0, 1, 2, 3))
             if self.mode != 8 and f["segment"] == 1:  # code can't be written
