@@ -121,6 +121,14 @@ def test_signals_reach_it(begin):
     assert process.wait() == -signal.SIGKILL
 
 
+def test_one_in_the_background_is_served_too(begin):
+    words = ["exec", "box", "--", "sh", "-c", "echo begun; sleep 1002"]
+    process = begin(*words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))  # as a script's '&' does
+    assert process.child and process.stdout.readline() == b"begun\n"
+    process.terminate()
+    process.wait()
+
+
 def test_it_ends_with_who_asked(begin):
     process = begin("exec", "box", "--", "sh", "-c", "echo begun; sleep 1001")
     assert process.stdout.readline() == b"begun\n"

@@ -114,6 +114,23 @@ def test_a_forked_worker_is_as_one_that_was_started(run, one, monkeypatch):
             assert (forked.folder / "worker.log").read_text() == (started.folder / "worker.log").read_text() == ""
 
 
+def test_signals_are_ignored_as_by_who_asks(run, one, monkeypatch):
+    """Those in a script's background ignore SIGINT; one zygote serves them and others."""
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with run() as forked:
+            monkeypatch.setenv("HOSTEL_ZYGOTE_SECONDS", "0")
+            with run() as started:
+                assert parent(forked) == one and parent(started) == os.getpid()
+                a, b = (next(line for line in lines(vm.state.pid, "status") if line.startswith("SigIgn"))
+                        for vm in (forked, started))  # fmt: skip
+                assert a == b and int(a.split()[1], 16) & 1 << signal.SIGHUP - 1
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
+        signal.signal(signal.SIGINT, interrupt)
+
+
 def descriptors(vm):
     """What a worker has open, without numbers of its own."""
     found = []

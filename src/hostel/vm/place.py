@@ -14,7 +14,7 @@ PYTHONS = ("PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL")
 # In /proc/PID/status: what a child inherits, or it changes what that may do.
 _STATUS = (
     "Umask", "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
-    "SigIgn", "SigBlk", "Cpus_allowed", "Mems_allowed",
+    "SigBlk", "Cpus_allowed", "Mems_allowed",
 )  # fmt: skip
 _PYTHON_IGNORES = 1 << 13 - 1 | 1 << 25 - 1  # SIGPIPE, SIGXFSZ
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
@@ -27,8 +27,6 @@ def place(pid: int | str = "self") -> str:
     with open(f"{process}/status") as file:
         for line in file:
             name, _, value = line.partition(":")
-            if name == "SigIgn":
-                value = f"{int(value, 16) & ~_PYTHON_IGNORES:x}"
             if name in _STATUS:
                 lines.append(f"{name} {value.strip()}")
     for name in ("cgroup", "limits", "oom_score_adj"):
@@ -45,6 +43,14 @@ def place(pid: int | str = "self") -> str:
     lines += [os.readlink(f"{process}/ns/{name}") for name in _NAMESPACES if os.path.lexists(f"{process}/ns/{name}")]
     lines.append(os.readlink(f"{process}/root"))
     return "\n".join(lines)
+
+
+def ignored(pid: int) -> set[int]:
+    """The signals that ``pid`` ignores: processes that it starts would, too. Those that Python always ignores aren't
+    among them. ``OSError`` where that can't be seen."""
+    with open(f"/proc/{pid}/status") as file:
+        (mask,) = (int(line.split()[1], 16) for line in file if line.startswith("SigIgn:"))
+    return {number for number in range(1, 65) if mask & ~_PYTHON_IGNORES & 1 << number - 1}
 
 
 def key(here: str) -> str:

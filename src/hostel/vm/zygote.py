@@ -43,7 +43,7 @@ from pathlib import Path
 
 from hostel.base import paths
 from hostel.base.linux import unix
-from hostel.vm.place import PYTHONS, key, place
+from hostel.vm.place import PYTHONS, ignored, key, place
 
 SECONDS = 600.0
 _WAIT = 2.0             # for an answer of a zygote; it takes some milliseconds
@@ -172,11 +172,10 @@ class Zygote:
     """Forks workers for those who ask at ``where``/``name`` from ``here``."""
 
     def __init__(
-        self, where: Path, name: str, here: str, policy: int, files: dict[str, tuple[int, ...]], commands: str = ""
+        self, where: Path, name: str, here: str, files: dict[str, tuple[int, ...]], commands: str = ""
     ):
         self._path = where / name
         self._here = here
-        self._policy = policy  # of scheduling
         self._files = files
         self._commands = commands
         self._askers: dict[int, socket.socket] = {}   # by descriptor
@@ -263,6 +262,8 @@ class Zygote:
         del self._askers[sock.fileno()]
         for pid in [pid for pid, asker in self._children.items() if asker is sock]:
             del self._children[pid]
+        with contextlib.suppress(OSError):  # 'go', if the child was gone before: with it unread the other's end is reset
+            sock.recv(_REQUEST_MAX, socket.MSG_DONTWAIT)
         sock.close()
 
     def _reap(self) -> None:
@@ -317,11 +318,12 @@ class Zygote:
         status = 1
         try:
             self._shed(sock)
-            os.sched_setscheduler(0, self._policy, os.sched_param(0))
             os.setsid()
             sock.setblocking(True)
             data, fds, _, _ = socket.recv_fds(sock, _REQUEST_MAX, 8, socket.MSG_CMSG_CLOEXEC)
-            if place(_peer(sock)[0]) != self._here:
+            asker = _peer(sock)[0]
+            _ignore(ignored(asker))
+            if place(asker) != self._here:
                 _tell(sock, {"refused": "it is no request of somebody here"})
             elif data.startswith(COMMAND + b"\0"):
                 status = self._command(sock, data, fds)
@@ -373,10 +375,20 @@ class Zygote:
         sys.stdin = open(0, closefd=False)
         sys.stdout = open(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)
         sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         _set_title(["hostel", *words])
         _end_with(sock)
         return int(importlib.import_module(self._commands).main(words))
+
+
+def _ignore(numbers: set[int]) -> None:
+    """In the child: these signals, and none else, are ignored, as if Python had started so."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
+        if number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        elif signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.SIGINT not in numbers:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _may_go(sock: socket.socket) -> bool:
@@ -468,7 +480,7 @@ def main(where: Path, commands: str) -> None:
     policy = os.sched_getscheduler(0)
     if policy not in (os.SCHED_OTHER, os.SCHED_BATCH):
         return
-    # Others come first, as the VM that has just started. A nice(2) couldn't be taken back in its children.
+    # Others come first while it imports, as the VM that has just started. A nice(2) couldn't be taken back.
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     name = f"{key(here)}.sock"
     other = _connect(where, name)
@@ -485,10 +497,11 @@ def main(where: Path, commands: str) -> None:
     import gc
 
     _sweep(where)
-    zygote = Zygote(where, name, here, policy, files, commands)
+    zygote = Zygote(where, name, here, files, commands)
     _set_title([sys.executable, "-P", "-m", "hostel.vm.zygote", str(where), commands])
     gc.collect()
     gc.freeze()  # a collection in a child would write to pages that it shares
+    os.sched_setscheduler(0, policy, os.sched_param(0))
     zygote.run(seconds())
 
 
