@@ -60,8 +60,7 @@ def allowed(home, monkeypatch):
 @pytest.fixture
 def one(allowed):
     """A zygote's process."""
-    zygote.start()
-    until(ready)
+    assert zygote.start()
     (pid,) = zygotes()
     return pid
 
@@ -76,15 +75,32 @@ def lines(pid, name):
     return (Path("/proc") / str(pid) / name).read_text().splitlines()
 
 
-def test_the_first_start_makes_one_for_those_after_it(guests, allowed):
+def test_the_first_start_makes_one(guests, allowed):
     with VM.run("micro", memory="128M") as first:
-        assert parent(first) == os.getpid()
-        until(ready)
         (pid,) = zygotes()
+        assert parent(first) == pid
         with VM.run("micro", memory="128M") as second:
             assert parent(second) == pid
             assert second.exec(["uname"]).stdout == "Linux\n"
-    until(lambda: os.path.exists(f"/proc/{pid}"))
+    assert zygotes() == [pid]
+
+
+def test_the_first_ones_at_once_share_one(guests, allowed):
+    commands = [sys.executable, "-c", "from hostel import VM; vm = VM.run('micro', memory='128M', networks=['none'], "
+                                      "detach=True); print(vm.state.pid)"]  # fmt: skip
+    started = [subprocess.Popen(commands, stdout=subprocess.PIPE) for _ in range(4)]
+    workers = [int(process.communicate()[0]) for process in started]
+    (pid,) = zygotes()
+    assert [int(lines(worker, "stat")[0].rpartition(")")[2].split()[1]) for worker in workers] == [pid] * 4
+
+
+def test_one_that_does_not_come_keeps_nobody_waiting(guests, allowed, monkeypatch):
+    monkeypatch.setattr(zygote, "_ORPHAN", "import sys; sys.exit(1)")
+    began = time.monotonic()
+    assert not zygote.start() and time.monotonic() - began < zygote._START / 2
+    with VM.run("micro", memory="128M", networks=["none"]) as vm:
+        assert parent(vm) == os.getpid() and not zygotes()
+        assert vm.exec(["true"]).status == 0
 
 
 def test_a_forked_worker_is_as_one_that_was_started(run, one, monkeypatch):
@@ -179,11 +195,10 @@ def test_how_a_worker_ended_is_told(one, monkeypatch):
         launch.start(folder, held=False)
 
 
-def test_without_it_a_worker_is_started(run, one):
+def test_one_that_was_killed_is_replaced(run, one):
     os.kill(one, signal.SIGKILL)
     with run() as vm:
-        assert parent(vm) == os.getpid()
-        until(lambda: zygotes() and zygotes() != [one])
+        assert [parent(vm)] == zygotes() != [one]
         assert vm.exec(["true"]).status == 0
 
 
@@ -269,16 +284,14 @@ def test_another_user_is_not_served(one):
 
 def test_it_ends_when_nobody_needs_it(allowed, monkeypatch):
     monkeypatch.setenv("HOSTEL_ZYGOTE_SECONDS", "0.5")
-    zygote.start()
-    until(ready)
+    assert zygote.start()
     until(lambda: not zygotes() and not ready())
 
 
 def test_there_is_one_only(one):
     for _ in range(3):
-        zygote.start()
-    time.sleep(1)
-    until(lambda: zygotes() == [one])
+        assert not zygote.start()
+    assert zygotes() == [one]
 
 
 def test_none_is_wanted(guests, allowed, monkeypatch):

@@ -87,8 +87,6 @@ def start(folder: Folder, held: bool, snapshot: Path | None = None) -> Leash | N
         os.close(reader)
         if isinstance(worker, zygote.Forked):
             worker.close()
-        else:
-            zygote.start()
 
 
 def _worker(
@@ -97,7 +95,10 @@ def _worker(
     """Its process, to which the descriptors ``theirs`` are given as the variables of those names."""
     with open(log, "ab", buffering=0) as output:
         if zygote.seconds() and WORKER == "hostel.vm.worker":  # tests have others
-            forked = zygote.ask([str(folder.path)], environment, output.fileno(), theirs)
+            request = [str(folder.path)], environment, output.fileno(), theirs
+            forked = zygote.ask(*request)
+            if not forked and zygote.start():
+                forked = zygote.ask(*request)
             if forked:
                 return forked
         import subprocess  # which most don't need

@@ -1,18 +1,20 @@
 """A process from which workers are forked: it has imported all that they need, so that a VM starts at once.
 
 It listens at ``$HOSTEL_HOME/zygote/KEY.sock``. vm/launch sends a request there, with the descriptors that a worker is
-started with, and gets a descriptor of the forked process (pidfd). Where there is no zygote, or it fails in any way, the
-worker is started as a program, which takes longer, and a zygote for the next one after it. ``HOSTEL_ZYGOTE_SECONDS`` is
-how long one lives after its last use; with 0 there are none.
+started with, and gets a descriptor of the forked process (pidfd). Where there is no zygote, one is started, which takes
+no longer than a worker would; who finds that one is just being started waits for it. Where it fails in any way, the
+worker is started as a program. ``HOSTEL_ZYGOTE_SECONDS`` is how long one lives after its last use; with 0 there are
+none.
 
 A worker must be the same however it was started:
 
 - **The code is what is on the disk.** At each request the zygote looks whether a file that it has imported has changed;
   then it ends.
 - **The place is the asker's** (``place``): user, groups, capabilities, namespaces, root, cgroups, limits, processors,
-  LSM profile, ignored signals, and what of the environment has a say when Python starts. A zygote serves one place, the
-  one that it was started in; ``KEY`` is the place's checksum. The asker's is read from the kernel, not from its words:
-  nobody who has been confined gets a worker that isn't.
+  LSM profile, and what of the environment has a say when Python starts. A zygote serves one place, the one that it was
+  started in; ``KEY`` is the place's checksum. The asker's is read from the kernel, not from its words: nobody who has
+  been confined gets a worker that isn't. The signals that the asker ignores (SIGINT, with a script's ``&``) the child
+  ignores as well.
 - **It owns nothing**: no threads, and no descriptors but its socket, those of who asks, and three of /dev/null. What is
   asked is read by the child that is to do it: nothing of a VM's gets into another's worker.
 
@@ -29,6 +31,7 @@ asker does.
 """
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -47,6 +50,7 @@ from hostel.vm.place import PYTHONS, ignored, key, place
 
 SECONDS = 600.0
 _WAIT = 2.0             # for an answer of a zygote; it takes some milliseconds
+_START = 5.0            # for one that is being started; it takes some tenths of a second
 _LOOK = 20.0            # seconds between looks whether the socket is still there
 _REQUEST_MAX = 1 << 16
 _MAX_ASKERS = 128
@@ -123,22 +127,47 @@ def ask(argv: list[str], environment: dict[str, str], log: int, fds: dict[str, i
     return Forked(sock, pid, received[0])
 
 
-def start() -> None:
-    """Start a zygote for this place in the background, if there is none."""
-    if not seconds():
-        return
+def start() -> bool:
+    """Have a zygote for this place, in the background: wait for one that is just being started, or start it. False:
+    there has been one all along, or it didn't come."""
+    until = time.monotonic() + _START
+    name = f"{key(place())}.sock"
+    came = False
+    try:
+        folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        while time.monotonic() < until:
+            # Locked by one that is being started, until it listens or ends: it inherits the lock.
+            lock = os.open(folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                there = _connect(folder(), name)
+                if there:
+                    there.close()
+                if there or came:
+                    return came and there is not None
+                _start(lock)
+            except BlockingIOError:
+                time.sleep(0.005)
+            finally:
+                os.close(lock)
+            came = True
+    except OSError:
+        pass
+    return False
+
+
+def _start(lock: int) -> None:
     import subprocess
 
     names = (*PYTHONS, "HOME", "PATH", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "HOSTEL_HOME", "HOSTEL_ZYGOTE_SECONDS",
              "HOSTEL_TRANSLATIONS")
     # Its last argument is room for the names of its children.
-    command = [sys.executable, "-P", "-m", "hostel.vm.zygote", str(folder()), commands, "-" * _TITLE_ROOM]
-    with contextlib.suppress(OSError):
-        subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _ORPHAN, *command], cwd="/",
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in names if name in os.environ},
-        )
+    command = [sys.executable, "-P", "-m", "hostel.vm.zygote", str(folder()), commands, str(lock), "-" * _TITLE_ROOM]
+    subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _ORPHAN, *command], cwd="/", pass_fds=[lock],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={name: os.environ[name] for name in names if name in os.environ},
+    )
 
 
 def _connect(where: Path, name: str) -> socket.socket | None:
@@ -184,7 +213,6 @@ class Zygote:
         self._poll = select.poll()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        where.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         new = f".{os.getpid()}.sock"
         try:
@@ -262,7 +290,7 @@ class Zygote:
         del self._askers[sock.fileno()]
         for pid in [pid for pid, asker in self._children.items() if asker is sock]:
             del self._children[pid]
-        with contextlib.suppress(OSError):  # 'go', if the child was gone before: with it unread the other's end is reset
+        with contextlib.suppress(OSError):  # 'go', if its child never read it: left there, it resets the other end
             sock.recv(_REQUEST_MAX, socket.MSG_DONTWAIT)
         sock.close()
 
@@ -474,19 +502,12 @@ def _sweep(where: Path) -> None:
                 path.unlink()
 
 
-def main(where: Path, commands: str) -> None:
+def main(where: Path, commands: str, lock: int) -> None:
+    """``lock``: a descriptor that is closed once others may ask."""
     begun = time.time_ns()
+    os.set_inheritable(lock, False)
     here = place()
-    policy = os.sched_getscheduler(0)
-    if policy not in (os.SCHED_OTHER, os.SCHED_BATCH):
-        return
-    # Others come first while it imports, as the VM that has just started. A nice(2) couldn't be taken back.
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     name = f"{key(here)}.sock"
-    other = _connect(where, name)
-    if other is not None:
-        other.close()
-        return
     load()
     if commands:
         importlib.import_module(commands).load()
@@ -498,12 +519,12 @@ def main(where: Path, commands: str) -> None:
 
     _sweep(where)
     zygote = Zygote(where, name, here, files, commands)
+    os.close(lock)
     _set_title([sys.executable, "-P", "-m", "hostel.vm.zygote", str(where), commands])
     gc.collect()
     gc.freeze()  # a collection in a child would write to pages that it shares
-    os.sched_setscheduler(0, policy, os.sched_param(0))
     zygote.run(seconds())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
