@@ -88,6 +88,30 @@ def test_words_files_and_status_are_the_asker_s(begin, tmp_path):
     assert VM.get("box").exec(["cat", "/tmp/file"]).stdout == "from here\n"
 
 
+_LOOK = """
+import os, sys
+from hostel.cli import main, served
+from hostel.vm import zygote
+zygote.load()
+served.load()
+before = set(sys.modules)
+status = main.main(sys.argv[1:])
+os.write(2, repr((status, sorted(set(sys.modules) - before))).encode())
+"""
+
+
+@pytest.mark.parametrize("words", [
+    "run --rm --memory 128M micro -- true", "run --rm --memory 128M --warm micro -- true", "exec box -- true", "ps",
+    "ps --json", "inspect box", "cp /etc/hostname box:/tmp/there", "snapshot create box one", "snapshot ls",
+    "snapshot rm box@one", "snapshot create box two", "snapshot revert box two", "fork box --name other",
+    "suspend other", "resume other",
+])  # fmt: skip
+def test_nothing_is_left_to_import(one, monkeypatch, words):
+    monkeypatch.setenv("HOSTEL_ZYGOTE_SECONDS", "60")
+    done = subprocess.run([sys.executable, "-c", _LOOK, *words.split()], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "(0, [])"
+
+
 def test_environment_and_errors(begin, monkeypatch):
     monkeypatch.setenv("HOSTEL_DEBUG", "1")
     process = begin("exec", "none", "--", "true")

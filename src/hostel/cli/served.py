@@ -10,7 +10,10 @@ def load() -> None:
     """Import what they need."""
     for name in quick.COMMANDS:
         importlib.import_module(door.COMMANDS[name][0])
-    for name in ("cli.parser", "client.vm", "client.warm", "client.fork", "client.snapshots", "client.attach"):
+    for name in (
+        "cli.parser", "client.vm", "client.warm", "client.fork", "client.snapshots", "client.attach", "client.copy",
+        "images.store", "images.micro",
+    ):  # fmt: skip
         importlib.import_module(f"hostel.{name}")
 
 

@@ -80,7 +80,10 @@ def fork(
         leash, end = launch.make_leash() if held else (None, -1)
         if held:
             undo.callback(os.close, end)
-        wires = open_alike(specs) if spec.nics else [[] for _ in specs]
+        # Routers write to the worker's log, not to ours: who waits for the end of that would wait for them.
+        log = os.open(folder.path / "worker.log", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        opened.callback(os.close, log)
+        wires = open_alike(specs, log) if spec.nics else [[] for _ in specs]
         for wire in itertools.chain(*wires):
             undo.callback(wire.close)
         made: list[store.Folder] = []

@@ -62,11 +62,13 @@ def become(settings: Settings, guest: Guest, listeners: list[tuple[socket.socket
 
 
 def start(
-    settings: Settings, guests: Sequence[Guest], keep: Sequence[int] = (), apart: Sequence[int] = (), leash: int = -1
+    settings: Settings, guests: Sequence[Guest], keep: Sequence[int] = (), apart: Sequence[int] = (), leash: int = -1,
+    log: int = -1,
 ) -> Process:
     """Fork the process of a network with these guests; of several, where ``apart`` says how many guests each has.
     ``keep``: descriptors that it shall keep for the caller, open and unused. It ends with the other end of the pipe
-    ``leash``, if that is given: a tap, unlike a socket, doesn't tell when its guest has gone. Raises NetworkError."""
+    ``leash``, if that is given: a tap, unlike a socket, doesn't tell when its guest has gone. ``log``: where its output
+    goes, if not to the caller's. Raises NetworkError."""
     shared = mmap.mmap(-1, mmap.PAGESIZE)
     pairs: list[tuple[socket.socket, socket.socket]] = []
     fds: list[int] = []
@@ -93,6 +95,9 @@ def start(
         sys.stderr.flush()
         pid = os.fork()
         if not pid:
+            if log >= 0:
+                os.dup2(log, 1)
+                os.dup2(log, 2)
             _child(settings, guests, fds, listeners, shared, set(keep), apart or [len(guests)], leash)
     except OSError as e:
         raise NetworkError(f"can't start a network: {e.strerror}") from e

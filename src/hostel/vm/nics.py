@@ -54,14 +54,14 @@ def open_nics(spec: VmSpec) -> list[Wire]:
     return open_alike([spec])[0]
 
 
-def open_alike(specs: Sequence[VmSpec]) -> list[list[Wire]]:
+def open_alike(specs: Sequence[VmSpec], log: int = -1) -> list[list[Wire]]:
     """The same for several VMs whose cards differ in nothing but addresses and ports. Their routers are one process,
-    but know nothing of one another."""
+    but know nothing of one another; ``log`` is where it writes, if not where the caller does."""
     with contextlib.ExitStack() as undo:
         wires: list[dict[int, Wire]] = [{} for _ in specs]
         own = [number for number, nic in enumerate(specs[0].nics) if nic.network == "nat"]
         if own:
-            started = iter(_nat(specs, own))
+            started = iter(_nat(specs, own, log))
             for index, _ in enumerate(specs):
                 for number in own:
                     wires[index][number] = undo.enter_context(contextlib.closing(next(started)))
@@ -75,7 +75,7 @@ def open_alike(specs: Sequence[VmSpec]) -> list[list[Wire]]:
     return [[found[number] for number in sorted(found)] for found in wires]
 
 
-def _nat(specs: Sequence[VmSpec], numbers: list[int]) -> list[Wire]:
+def _nat(specs: Sequence[VmSpec], numbers: list[int], log: int) -> list[Wire]:
     """Cards on the VMs' own routers, in one process."""
     from hostel.net import process
     from hostel.net.settings import Guest, Settings
@@ -89,7 +89,7 @@ def _nat(specs: Sequence[VmSpec], numbers: list[int]) -> list[Wire]:
         for nic in (spec.nics[number] for number in numbers):
             forwards = tuple(map(parse_forward, nic.ports))
             guests.append(Guest(bytes.fromhex(nic.mac.replace(":", "")), spec.name, forwards=forwards))
-    started = process.start(settings, guests, apart=[len(numbers)] * len(specs))
+    started = process.start(settings, guests, apart=[len(numbers)] * len(specs), log=log)
     counters = started.describe if len(specs) == 1 else None
     return [Wire([fd], ufo=True, uso=True, counters=counters) for fd in started.fds]
 
