@@ -81,7 +81,8 @@ def fork(
         if held:
             undo.callback(os.close, end)
         # Routers write to the worker's log, not to ours: who waits for the end of that would wait for them.
-        log = os.open(folder.path / "worker.log", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        how = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # the folder is the worker's
+        log = os.open(folder.path / "worker.log", how)
         opened.callback(os.close, log)
         wires = open_alike(specs, log) if spec.nics else [[] for _ in specs]
         for wire in itertools.chain(*wires):
