@@ -38,8 +38,7 @@ def test_the_console_of_a_new_vm(terminal, home):
     t.type("sh -c 'echo g\"\"o; exec sleep 100'\r")
     t.expect("\ngo")  # from what is in the foreground: the shell itself isn't where Ctrl-C goes to any more
     t.type("\x03")
-    t.expect(r"\^C")
-    t.expect("# ")
+    t.expect("# ")  # "^C" isn't always seen before it: the shell may be back, with a terminal that doesn't echo
     t.type("echo status $?; stty size\r")
     t.expect("status 130")
     t.expect("20 77")
