@@ -86,12 +86,12 @@ def test_the_first_start_makes_one(guests, allowed):
 
 
 def test_the_first_ones_at_once_share_one(guests, allowed):
-    commands = [sys.executable, "-c", "from hostel import VM; vm = VM.run('micro', memory='128M', networks=['none'], "
-                                      "detach=True); print(vm.state.pid)"]  # fmt: skip
-    started = [subprocess.Popen(commands, stdout=subprocess.PIPE) for _ in range(4)]
-    workers = [int(process.communicate()[0]) for process in started]
+    command = [sys.executable, "-c", "from hostel import VM; vm = VM.run('micro', memory='128M', networks=['none'], "
+                                     "detach=True); print(vm.name)"]  # fmt: skip
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+    vms = [VM.get(process.communicate()[0].decode().strip()) for process in started]
     (pid,) = zygotes()
-    assert [int(lines(worker, "stat")[0].rpartition(")")[2].split()[1]) for worker in workers] == [pid] * 4
+    assert [parent(vm) for vm in vms] == [pid] * 4
 
 
 def test_one_that_does_not_come_keeps_nobody_waiting(guests, allowed, monkeypatch):

@@ -200,9 +200,7 @@ def _peer(sock: socket.socket) -> tuple[int, int]:
 class Zygote:
     """Forks workers for those who ask at ``where``/``name`` from ``here``."""
 
-    def __init__(
-        self, where: Path, name: str, here: str, files: dict[str, tuple[int, ...]], commands: str = ""
-    ):
+    def __init__(self, where: Path, name: str, here: str, files: dict[str, tuple[int, ...]], commands: str = ""):
         self._path = where / name
         self._here = here
         self._files = files
